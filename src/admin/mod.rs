@@ -1,0 +1,1 @@
+//! The operators' listener: probes, metrics and the JSON API.

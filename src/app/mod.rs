@@ -1,0 +1,1 @@
+//! The composition root: every long-lived object is made here, once, visibly.

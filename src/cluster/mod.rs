@@ -1,0 +1,3 @@
+//! Clusters: endpoints, connections to them, and where their addresses come from.
+
+pub mod discovery;

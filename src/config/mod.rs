@@ -1,0 +1,1 @@
+//! The configuration as written: YAML with positions, lowered into typed sections, all problems at once.

@@ -1,0 +1,1 @@
+//! HTTP semantics of a forwarded message: hygiene, forwarding fields, bodies, replies of our own.

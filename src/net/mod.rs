@@ -1,0 +1,1 @@
+//! Bytes: sockets, TLS, the PROXY protocol, timers.
