@@ -1,1 +1,18 @@
-//! Metrics, access log, events, diagnostics.
+//! What the proxy says about itself: metrics, access log, events, diagnostics.
+//!
+//! One [`Recorder`] per proxy instance hands out handles ([`RouteMetrics`] and its siblings) and renders them for
+//! Prometheus. The access log is one line per request, written by a thread of its own. Events are state changes in the
+//! order they happened. Nothing here may make a request wait, and nothing here grows without a bound.
+
+mod cells;
+mod handles;
+mod labels;
+mod recorder;
+
+pub use cells::{Bounds, WorkerId};
+pub use handles::{
+    AttemptEnd, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics, ProcessMetrics, RequestEnd,
+    RouteMetrics,
+};
+pub use labels::*;
+pub use recorder::{BuildInfo, Recorder, RecorderSettings};

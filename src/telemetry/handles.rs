@@ -1,0 +1,573 @@
+//! What the rest of the program counts with: one struct of cells per named thing.
+//!
+//! A handle is made once, when a configuration is compiled, by asking the [`Recorder`](super::Recorder) for it by name,
+//! and kept as a field. Counting then is an index and an add: no label is hashed and no name looked at. The same name
+//! gives the same handle again, so counters go on over a reload.
+//!
+//! Every verb takes the [`WorkerId`] of the calling thread ([`WorkerId::CONTROL`] for whoever is not a worker).
+//! Invariant: whatever goes up by a verb must come down by its counterpart, on any worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
+use super::labels::{
+    CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
+    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+};
+
+/// How a request ended, for [`RouteMetrics::request_ended`].
+#[derive(Clone, Copy, Debug)]
+pub struct RequestEnd {
+    /// The status sent, or 0 when none was.
+    pub code: u16,
+    /// How it went.
+    pub outcome: OutcomeLabel,
+    /// From the head of the request to the last byte of the answer.
+    pub duration: Duration,
+    /// From the head of the request to the head of the answer; none when there was no answer.
+    pub ttfb: Option<Duration>,
+    /// Time in the proxy minus time spent waiting for the upstream; none when nobody was asked.
+    pub overhead: Option<Duration>,
+    /// Attempts made; 0 when nobody was asked.
+    pub attempts: u32,
+}
+
+/// How an attempt ended, for [`ClusterMetrics::attempt_ended`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttemptEnd {
+    /// The status received, or 0 when none was.
+    pub code: u16,
+    /// How it went.
+    pub outcome: OutcomeLabel,
+    /// From the choice of the endpoint to the end of the answer.
+    pub duration: Duration,
+}
+
+/// A listener by name: connections from clients.
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    pub(crate) name: Arc<str>,
+    pub(crate) cells: Sharded<ListenerBlock>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ListenerBlock {
+    pub(crate) open: Cell64,
+    pub(crate) accepted: Cell64,
+    pub(crate) rejected: [Cell64; ConnectionRejection::COUNT],
+}
+
+impl Block for ListenerBlock {
+    fn empty(_: &Layout) -> Self {
+        Self {
+            open: Cell64::default(),
+            accepted: Cell64::default(),
+            rejected: Default::default(),
+        }
+    }
+}
+
+impl ListenerMetrics {
+    pub(crate) fn new(name: Arc<str>, layout: &Arc<Layout>) -> Self {
+        Self {
+            name,
+            cells: Sharded::new(layout),
+        }
+    }
+
+    /// A connection was accepted, whatever becomes of it.
+    #[inline]
+    pub fn connection_opened(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.accepted.add(slot.access, 1);
+        slot.block.open.add(slot.access, 1);
+    }
+
+    /// It is gone.
+    #[inline]
+    pub fn connection_closed(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.open.sub(slot.access, 1);
+    }
+
+    /// It was let go before any request on it. Independent of opened and closed.
+    pub fn connection_rejected(&self, worker: WorkerId, reason: ConnectionRejection) {
+        let slot = self.cells.at(worker);
+        slot.block.rejected[reason.index()].add(slot.access, 1);
+    }
+
+    /// Connections open now, over all workers.
+    pub fn connections(&self) -> u64 {
+        self.cells.level(|block| &block.open) as u64
+    }
+}
+
+/// A route by name: requests. The route `none` stands for requests that matched no route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    pub(crate) name: Arc<str>,
+    pub(crate) cells: Sharded<RouteBlock>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RouteBlock {
+    pub(crate) in_flight: Cell64,
+    pub(crate) requests: CodeCells,
+    pub(crate) duration: HistogramCells,
+    pub(crate) ttfb: HistogramCells,
+    pub(crate) overhead: HistogramCells,
+    pub(crate) attempts: HistogramCells,
+    pub(crate) rejections: Box<[Cell64]>,
+    pub(crate) retries: [[Cell64; RetryResult::COUNT]; RetryTrigger::COUNT],
+    pub(crate) vetoes: [Cell64; RetryVeto::COUNT],
+    pub(crate) deadlines: [Cell64; DeadlineStage::COUNT],
+}
+
+impl Block for RouteBlock {
+    fn empty(layout: &Layout) -> Self {
+        Self {
+            in_flight: Cell64::default(),
+            requests: CodeCells::default(),
+            duration: HistogramCells::new(&layout.latency),
+            ttfb: HistogramCells::new(&layout.latency),
+            overhead: HistogramCells::new(&layout.overhead),
+            attempts: HistogramCells::new(&layout.attempts),
+            rejections: layout.reasons.iter().map(|_| Cell64::default()).collect(),
+            retries: Default::default(),
+            vetoes: Default::default(),
+            deadlines: Default::default(),
+        }
+    }
+}
+
+impl RouteMetrics {
+    pub(crate) fn new(name: Arc<str>, layout: &Arc<Layout>) -> Self {
+        Self {
+            name,
+            cells: Sharded::new(layout),
+        }
+    }
+
+    /// A request was matched to this route. Ends with [`RouteMetrics::request_ended`].
+    #[inline]
+    pub fn request_started(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.in_flight.add(slot.access, 1);
+    }
+
+    /// It is over, on any worker, in any way.
+    #[inline]
+    pub fn request_ended(&self, worker: WorkerId, end: &RequestEnd) {
+        let layout = self.cells.layout();
+        let slot = self.cells.at(worker);
+        let (block, access) = (slot.block, slot.access);
+        block.in_flight.sub(access, 1);
+        block.requests.add(access, end.code, end.outcome);
+        block
+            .duration
+            .record(&layout.latency, access, nanos(end.duration));
+        if let Some(ttfb) = end.ttfb {
+            block.ttfb.record(&layout.latency, access, nanos(ttfb));
+        }
+        if let Some(overhead) = end.overhead {
+            block.overhead.record(&layout.overhead, access, nanos(overhead));
+        }
+        if end.attempts > 0 {
+            block
+                .attempts
+                .record(&layout.attempts, access, u64::from(end.attempts));
+        }
+    }
+
+    /// We answered ourselves. `reason` is the index into the list the recorder was made with; an index outside of it is
+    /// not counted.
+    pub fn request_rejected(&self, worker: WorkerId, reason: usize) {
+        let slot = self.cells.at(worker);
+        if let Some(cell) = slot.block.rejections.get(reason) {
+            cell.add(slot.access, 1);
+        }
+    }
+
+    /// A retry was made and this is how it ended.
+    pub fn retried(&self, worker: WorkerId, trigger: RetryTrigger, result: RetryResult) {
+        let slot = self.cells.at(worker);
+        slot.block.retries[trigger.index()][result.index()].add(slot.access, 1);
+    }
+
+    /// A failed attempt was not repeated.
+    pub fn retry_vetoed(&self, worker: WorkerId, veto: RetryVeto) {
+        let slot = self.cells.at(worker);
+        slot.block.vetoes[veto.index()].add(slot.access, 1);
+    }
+
+    /// The time of a request ran out.
+    pub fn deadline_expired(&self, worker: WorkerId, stage: DeadlineStage) {
+        let slot = self.cells.at(worker);
+        slot.block.deadlines[stage.index()].add(slot.access, 1);
+    }
+
+    /// Requests running now, over all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.cells.level(|block| &block.in_flight) as u64
+    }
+}
+
+/// A cluster by name: attempts, connections, health, discovery.
+#[derive(Debug)]
+pub struct ClusterMetrics {
+    pub(crate) name: Arc<str>,
+    pub(crate) cells: Sharded<ClusterBlock>,
+    /// Set by whoever counts the members.
+    pub(crate) endpoints: [AtomicU64; EndpointLabel::COUNT],
+    /// Seconds since 1970, 0 for never.
+    pub(crate) discovered: AtomicU64,
+    /// 0 or 1.
+    pub(crate) stale: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ClusterBlock {
+    pub(crate) in_flight: Cell64,
+    pub(crate) attempts: CodeCells,
+    pub(crate) duration: HistogramCells,
+    pub(crate) failures: [Cell64; UpstreamFailure::COUNT],
+    pub(crate) bytes: [Cell64; Direction::COUNT],
+    pub(crate) connections: [Cell64; ConnectionState::COUNT],
+    pub(crate) connects: [Cell64; ConnectResult::COUNT],
+    pub(crate) connect_duration: HistogramCells,
+    pub(crate) closed: [Cell64; CloseReason::COUNT],
+    pub(crate) checks: [Cell64; CheckResult::COUNT],
+    pub(crate) transitions: [[Cell64; HealthTo::COUNT]; HealthSource::COUNT],
+    pub(crate) discovery: [Cell64; DiscoveryResult::COUNT],
+}
+
+impl Block for ClusterBlock {
+    fn empty(layout: &Layout) -> Self {
+        Self {
+            in_flight: Cell64::default(),
+            attempts: CodeCells::default(),
+            duration: HistogramCells::new(&layout.latency),
+            failures: Default::default(),
+            bytes: Default::default(),
+            connections: Default::default(),
+            connects: Default::default(),
+            connect_duration: HistogramCells::new(&layout.latency),
+            closed: Default::default(),
+            checks: Default::default(),
+            transitions: Default::default(),
+            discovery: Default::default(),
+        }
+    }
+}
+
+impl ClusterMetrics {
+    pub(crate) fn new(name: Arc<str>, layout: &Arc<Layout>) -> Self {
+        Self {
+            name,
+            cells: Sharded::new(layout),
+            endpoints: Default::default(),
+            discovered: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+        }
+    }
+
+    /// An attempt begins. Ends with [`ClusterMetrics::attempt_ended`].
+    #[inline]
+    pub fn attempt_started(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.in_flight.add(slot.access, 1);
+    }
+
+    /// It is over, in any way.
+    #[inline]
+    pub fn attempt_ended(&self, worker: WorkerId, end: &AttemptEnd) {
+        let slot = self.cells.at(worker);
+        let (block, access) = (slot.block, slot.access);
+        block.in_flight.sub(access, 1);
+        block.attempts.add(access, end.code, end.outcome);
+        block
+            .duration
+            .record(&self.cells.layout().latency, access, nanos(end.duration));
+    }
+
+    /// Why an attempt failed; beside [`ClusterMetrics::attempt_ended`].
+    pub fn attempt_failed(&self, worker: WorkerId, reason: UpstreamFailure) {
+        let slot = self.cells.at(worker);
+        slot.block.failures[reason.index()].add(slot.access, 1);
+    }
+
+    /// Bytes of heads and bodies, before TLS.
+    #[inline]
+    pub fn bytes(&self, worker: WorkerId, direction: Direction, n: u64) {
+        let slot = self.cells.at(worker);
+        slot.block.bytes[direction.index()].add(slot.access, n);
+    }
+
+    /// A connection changes its state; `None` is "does not exist".
+    #[inline]
+    pub fn connection_moved(
+        &self,
+        worker: WorkerId,
+        from: Option<ConnectionState>,
+        to: Option<ConnectionState>,
+    ) {
+        let slot = self.cells.at(worker);
+        if let Some(from) = from {
+            slot.block.connections[from.index()].sub(slot.access, 1);
+        }
+        if let Some(to) = to {
+            slot.block.connections[to.index()].add(slot.access, 1);
+        }
+    }
+
+    /// A dial ended after this time, TLS and HTTP handshakes included.
+    pub fn connect_ended(&self, worker: WorkerId, result: ConnectResult, duration: Duration) {
+        let slot = self.cells.at(worker);
+        slot.block.connects[result.index()].add(slot.access, 1);
+        slot.block
+            .connect_duration
+            .record(&self.cells.layout().latency, slot.access, nanos(duration));
+    }
+
+    /// Why a connection was closed; beside [`ClusterMetrics::connection_moved`].
+    pub fn connection_closed(&self, worker: WorkerId, reason: CloseReason) {
+        let slot = self.cells.at(worker);
+        slot.block.closed[reason.index()].add(slot.access, 1);
+    }
+
+    /// A health check ended.
+    pub fn health_checked(&self, worker: WorkerId, result: CheckResult) {
+        let slot = self.cells.at(worker);
+        slot.block.checks[result.index()].add(slot.access, 1);
+    }
+
+    /// An endpoint came or went.
+    pub fn health_changed(&self, worker: WorkerId, source: HealthSource, to: HealthTo) {
+        let slot = self.cells.at(worker);
+        slot.block.transitions[source.index()][to.index()].add(slot.access, 1);
+    }
+
+    /// How many endpoints are in this state now.
+    pub fn set_endpoints(&self, state: EndpointLabel, count: u64) {
+        self.endpoints[state.index()].store(count, Ordering::Relaxed);
+    }
+
+    /// Discovery said something. `now` is seconds since 1970 and is kept when the answer was usable.
+    pub fn discovery_updated(&self, worker: WorkerId, result: DiscoveryResult, now: u64) {
+        let slot = self.cells.at(worker);
+        slot.block.discovery[result.index()].add(slot.access, 1);
+        match result {
+            DiscoveryResult::Changed | DiscoveryResult::Unchanged => {
+                self.discovered.store(now, Ordering::Relaxed)
+            }
+            DiscoveryResult::Empty | DiscoveryResult::Failed => {}
+        }
+    }
+
+    /// Whether the members are older than the source allows.
+    pub fn set_discovery_stale(&self, stale: bool) {
+        self.stale.store(u64::from(stale), Ordering::Relaxed);
+    }
+
+    /// Attempts running now, over all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.cells.level(|block| &block.in_flight) as u64
+    }
+}
+
+/// An endpoint of a cluster, while the cluster has few enough of them; all others share one handle named `other`.
+#[derive(Debug)]
+pub struct EndpointMetrics {
+    pub(crate) cluster: Arc<str>,
+    pub(crate) endpoint: Arc<str>,
+    /// Stands for several endpoints: states that cannot be added up are not shown.
+    pub(crate) folded: bool,
+    pub(crate) cells: Sharded<EndpointBlock>,
+    /// 0 or 1.
+    pub(crate) up: AtomicU64,
+    /// Bits of an `f64`.
+    pub(crate) weight: AtomicU64,
+    /// Bits of an `f64`, in seconds.
+    pub(crate) latency: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct EndpointBlock {
+    pub(crate) in_flight: Cell64,
+    pub(crate) attempts: [Cell64; OutcomeLabel::COUNT],
+}
+
+impl Block for EndpointBlock {
+    fn empty(_: &Layout) -> Self {
+        Self {
+            in_flight: Cell64::default(),
+            attempts: Default::default(),
+        }
+    }
+}
+
+impl EndpointMetrics {
+    pub(crate) fn new(cluster: Arc<str>, endpoint: Arc<str>, folded: bool, layout: &Arc<Layout>) -> Self {
+        Self {
+            cluster,
+            endpoint,
+            folded,
+            cells: Sharded::new(layout),
+            up: AtomicU64::new(1),
+            weight: AtomicU64::new(1_f64.to_bits()),
+            latency: AtomicU64::new(0_f64.to_bits()),
+        }
+    }
+
+    /// An attempt at this endpoint begins.
+    #[inline]
+    pub fn attempt_started(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.in_flight.add(slot.access, 1);
+    }
+
+    /// It is over, in any way.
+    #[inline]
+    pub fn attempt_ended(&self, worker: WorkerId, outcome: OutcomeLabel) {
+        let slot = self.cells.at(worker);
+        slot.block.in_flight.sub(slot.access, 1);
+        slot.block.attempts[outcome.index()].add(slot.access, 1);
+    }
+
+    /// Whether it may be picked at all.
+    pub fn set_up(&self, up: bool) {
+        self.up.store(u64::from(up), Ordering::Relaxed);
+    }
+
+    /// Its share, as configured or discovered.
+    pub fn set_weight(&self, weight: f64) {
+        self.weight.store(weight.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What the balancer believes it needs for an answer.
+    pub fn set_latency(&self, latency: Duration) {
+        self.latency
+            .store(latency.as_secs_f64().to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// What there is once per process.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    pub(crate) cells: Sharded<ProcessBlock>,
+    /// Index into [`DrainState`].
+    pub(crate) drain: AtomicU64,
+    pub(crate) slow: parking_lot::Mutex<Seldom>,
+}
+
+/// What changes so seldom that a mutex is the simplest thing.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    pub(crate) config: Option<ConfigInForce>,
+    pub(crate) last_reload_successful: bool,
+    /// Name, seconds since 1970.
+    pub(crate) certificates: Vec<(Arc<str>, u64)>,
+    /// Site, how often.
+    pub(crate) violations: Vec<(&'static str, u64)>,
+}
+
+/// The configuration that serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigInForce {
+    /// Of the file as read, in hexadecimal.
+    pub hash: String,
+    /// Counts the applied ones from 1.
+    pub generation: u64,
+    /// Seconds since 1970.
+    pub since: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ProcessBlock {
+    pub(crate) tls: [[Cell64; TlsResult::COUNT]; Side::COUNT],
+    pub(crate) reloads: [[Cell64; ReloadTrigger::COUNT]; ReloadResult::COUNT],
+    pub(crate) lag: HistogramCells,
+    pub(crate) access_log_dropped: Cell64,
+}
+
+impl Block for ProcessBlock {
+    fn empty(layout: &Layout) -> Self {
+        Self {
+            tls: Default::default(),
+            reloads: Default::default(),
+            lag: HistogramCells::new(&layout.overhead),
+            access_log_dropped: Cell64::default(),
+        }
+    }
+}
+
+impl ProcessMetrics {
+    pub(crate) fn new(layout: &Arc<Layout>) -> Self {
+        Self {
+            cells: Sharded::new(layout),
+            drain: AtomicU64::new(0),
+            slow: parking_lot::Mutex::new(Seldom {
+                last_reload_successful: true,
+                ..Seldom::default()
+            }),
+        }
+    }
+
+    /// A TLS handshake ended.
+    pub fn tls_handshake(&self, worker: WorkerId, side: Side, result: TlsResult) {
+        let slot = self.cells.at(worker);
+        slot.block.tls[side.index()][result.index()].add(slot.access, 1);
+    }
+
+    /// A timer of this worker fired so much later than asked.
+    pub fn runtime_lag(&self, worker: WorkerId, lag: Duration) {
+        let slot = self.cells.at(worker);
+        slot.block
+            .lag
+            .record(&self.cells.layout().overhead, slot.access, nanos(lag));
+    }
+
+    /// Lines of the access log were lost, because the writer did not keep up.
+    pub fn access_log_dropped(&self, worker: WorkerId, lines: u64) {
+        let slot = self.cells.at(worker);
+        slot.block.access_log_dropped.add(slot.access, lines);
+    }
+
+    /// A configuration was read and became `result`.
+    pub fn config_reloaded(&self, result: ReloadResult, trigger: ReloadTrigger) {
+        let slot = self.cells.at(WorkerId::CONTROL);
+        slot.block.reloads[result.index()][trigger.index()].add(slot.access, 1);
+        self.slow.lock().last_reload_successful = match result {
+            ReloadResult::Applied | ReloadResult::Unchanged => true,
+            ReloadResult::Rejected => false,
+        };
+    }
+
+    /// This configuration serves from now on.
+    pub fn set_config(&self, config: ConfigInForce) {
+        self.slow.lock().config = Some(config);
+    }
+
+    /// The certificates in use and when they end (seconds since 1970); replaces the ones before.
+    pub fn set_certificates(&self, certificates: Vec<(Arc<str>, u64)>) {
+        self.slow.lock().certificates = certificates;
+    }
+
+    /// Where the process is on its way out.
+    pub fn set_drain_state(&self, state: DrainState) {
+        self.drain.store(state.index() as u64, Ordering::Relaxed);
+    }
+
+    /// Something happened that cannot; `site` says where in our code.
+    #[cold]
+    pub fn invariant_violated(&self, site: &'static str) {
+        let mut slow = self.slow.lock();
+        match slow.violations.iter_mut().find(|(known, _)| *known == site) {
+            Some((_, count)) => *count += 1,
+            None => slow.violations.push((site, 1)),
+        }
+    }
+}

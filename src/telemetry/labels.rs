@@ -1,0 +1,366 @@
+//! Closed lists of label values.
+//!
+//! A label is either a name out of the configuration or a word out of one of these lists, never anything a client or an
+//! upstream wrote. That is why the number of series is known before the first request, and why every word can be
+//! exported as 0 from the start: `rate()` then sees the first event instead of a series that appears at 1.
+//! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
+
+/// A closed list of words for one label.
+pub trait Label: Copy + 'static {
+    /// Every value, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// Position in [`Label::ALL`].
+    fn index(self) -> usize;
+    /// The word as exported.
+    fn word(self) -> &'static str;
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ })+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// How many words there are.
+            pub(crate) const COUNT: usize = [$($word),+].len();
+        }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn index(self) -> usize { self as usize }
+            fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+    )+};
+}
+
+labels! {
+    /// How a request or an attempt went, as label `outcome`.
+    OutcomeLabel {
+        /// Answered, and not with what the route calls a failure.
+        Success = "success",
+        /// Answered, later than the route calls slow.
+        Slow = "slow",
+        /// Not answered, or answered with what the route calls a failure.
+        Failure = "failure",
+        /// The upstream asked for less.
+        Pushback = "pushback",
+        /// Says nothing about the upstream: the client left, or the proxy refused.
+        Ignored = "ignored",
+    }
+
+    /// Why a listener let go of a connection before any request on it.
+    ConnectionRejection {
+        /// `limits.connections` of the listener.
+        Limit = "limit",
+        /// `limits.connections_per_ip`.
+        LimitPerIp = "limit_per_ip",
+        /// The first bytes are not a PROXY header, or come from an address that may not send one.
+        ProxyProtocol = "proxy_protocol",
+        /// The TLS handshake failed.
+        Tls = "tls",
+        /// Nothing useful arrived in time (TLS handshake, PROXY header, protocol preface).
+        Timeout = "timeout",
+        /// The process is short of memory or descriptors.
+        Overload = "overload",
+        /// The process is draining.
+        Draining = "draining",
+    }
+
+    /// Why an attempt failed, as label `reason` of `upstream_failures_total`.
+    UpstreamFailure {
+        /// Nothing listens, or the network says so.
+        ConnectRefused = "connect_refused",
+        /// `connect_timeout`.
+        ConnectTimeout = "connect_timeout",
+        /// The handshake failed or the certificate is not acceptable.
+        Tls = "tls",
+        /// The connection or the stream was reset.
+        Reset = "reset",
+        /// The answer is not HTTP.
+        Protocol = "protocol",
+        /// The answer ended before its announced end.
+        Truncated = "truncated",
+        /// `per_try_timeout`.
+        PerTryTimeout = "per_try_timeout",
+        /// A status the route calls a failure.
+        Status = "status",
+        /// A gRPC status the route calls a failure.
+        Grpc = "grpc",
+    }
+
+    /// Where bytes go, as label `direction`.
+    Direction {
+        /// To the upstream.
+        Sent = "sent",
+        /// From the upstream.
+        Received = "received",
+    }
+
+    /// What an upstream connection is doing.
+    ConnectionState {
+        /// Carries at least one exchange.
+        Active = "active",
+        /// Waits in the pool.
+        Idle = "idle",
+        /// Being dialled, or in its handshake.
+        Connecting = "connecting",
+        /// Finishes what it carries and takes nothing new.
+        Draining = "draining",
+    }
+
+    /// How a dial ended.
+    ConnectResult {
+        /// Ready for a request.
+        Ok = "ok",
+        /// Nothing listens.
+        Refused = "refused",
+        /// `connect_timeout`.
+        Timeout = "timeout",
+        /// The network has no way there.
+        Unreachable = "unreachable",
+        /// The handshake failed or the certificate is not acceptable.
+        Tls = "tls",
+        /// The HTTP handshake failed.
+        Protocol = "protocol",
+        /// Anything else: no descriptor, no port.
+        Error = "error",
+    }
+
+    /// Why an upstream connection was closed.
+    CloseReason {
+        /// Idle for longer than the pool keeps connections, or more than it keeps.
+        Idle = "idle",
+        /// The upstream closed it while we were about to use it.
+        Race = "race",
+        /// The upstream asked to finish: GOAWAY, or `connection: close`.
+        Goaway = "goaway",
+        /// A transport or protocol error.
+        Error = "error",
+        /// `max_age` of the pool.
+        MaxAge = "max_age",
+        /// Its endpoint was set aside or removed.
+        Ejected = "ejected",
+        /// We left in the middle of an exchange, so the framing is lost.
+        Aborted = "aborted",
+    }
+
+    /// Which side of the proxy, as label `side`.
+    Side {
+        /// Towards clients.
+        Downstream = "downstream",
+        /// Towards upstreams.
+        Upstream = "upstream",
+    }
+
+    /// How a TLS handshake ended.
+    TlsResult {
+        /// Complete, with a full exchange.
+        Full = "full",
+        /// Complete, from a ticket.
+        Resumed = "resumed",
+        /// Not in time.
+        Timeout = "timeout",
+        /// The peer's certificate is not acceptable, or ours is not to it.
+        Certificate = "certificate",
+        /// The peer went away.
+        Closed = "closed",
+        /// Anything else: version, cipher, ALPN, not TLS at all.
+        Protocol = "protocol",
+    }
+
+    /// The state of an endpoint; exclusive, the first that applies.
+    EndpointLabel {
+        /// Switched off by an operator.
+        AdminDown = "admin_down",
+        /// Finishes what it carries.
+        Draining = "draining",
+        /// Its health check failed.
+        CheckFailed = "check_failed",
+        /// Takes requests at a lower priority.
+        Degraded = "degraded",
+        /// Takes requests.
+        Available = "available",
+    }
+
+    /// How a health check ended.
+    CheckResult {
+        /// As expected.
+        Pass = "pass",
+        /// An unexpected answer.
+        Fail = "fail",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// No connection.
+        Refused = "refused",
+        /// Not counted, because too many failed at once to be true.
+        Suppressed = "suppressed",
+        /// Taken back: the endpoint is gone.
+        Cancelled = "cancelled",
+    }
+
+    /// Who changed the health of an endpoint.
+    HealthSource {
+        /// The active check.
+        Check = "check",
+        /// An operator.
+        Admin = "admin",
+        /// Discovery.
+        Discovery = "discovery",
+    }
+
+    /// What the health of an endpoint became.
+    HealthTo {
+        /// Takes requests.
+        Up = "up",
+        /// Takes none.
+        Down = "down",
+    }
+
+    /// What made us try again.
+    RetryTrigger {
+        /// No connection.
+        Connect = "connect",
+        /// A pooled connection was already closed: nothing was sent.
+        Stale = "stale",
+        /// Reset before an answer.
+        Reset = "reset",
+        /// The upstream refused the stream unprocessed.
+        Refused = "refused",
+        /// `per_try_timeout`.
+        PerTryTimeout = "per_try_timeout",
+        /// A status in `retry.on`.
+        Status = "status",
+        /// A gRPC status in `retry.on`.
+        Grpc = "grpc",
+    }
+
+    /// How a retry ended.
+    RetryResult {
+        /// It brought an answer.
+        Success = "success",
+        /// It failed as well.
+        Failure = "failure",
+    }
+
+    /// Why a failed attempt was not repeated.
+    RetryVeto {
+        /// The method may not be sent twice.
+        Method = "method",
+        /// The answer, or an unrepeatable part of the request, is already on its way.
+        Committed = "committed",
+        /// `retry.attempts` used up.
+        Attempts = "attempts",
+        /// No time left.
+        Deadline = "deadline",
+        /// The body is larger than what is kept for a second try.
+        BodyOverflow = "body_overflow",
+        /// Every endpoint was tried.
+        NoOtherEndpoint = "no_other_endpoint",
+        /// The upstream asked not to.
+        Pushback = "pushback",
+    }
+
+    /// Where a deadline was found expired.
+    DeadlineStage {
+        /// It came with the request.
+        Arrival = "arrival",
+        /// Waiting for a place.
+        Queue = "queue",
+        /// Waiting to try again.
+        Backoff = "backoff",
+        /// Waiting for the upstream.
+        Attempt = "attempt",
+    }
+
+    /// How a configuration change ended.
+    ReloadResult {
+        /// In force.
+        Applied = "applied",
+        /// Same content as before.
+        Unchanged = "unchanged",
+        /// Not acceptable; the old configuration serves.
+        Rejected = "rejected",
+    }
+
+    /// What asked for the configuration to be read.
+    ReloadTrigger {
+        /// The start of the process.
+        Start = "start",
+        /// A file changed.
+        File = "file",
+        /// SIGHUP.
+        Signal = "signal",
+        /// The admin API.
+        Admin = "admin",
+    }
+
+    /// How a discovery update ended.
+    DiscoveryResult {
+        /// The members changed.
+        Changed = "changed",
+        /// The same members.
+        Unchanged = "unchanged",
+        /// An empty answer, which was not believed.
+        Empty = "empty",
+        /// No usable answer.
+        Failed = "failed",
+    }
+
+    /// How far the process is on its way out.
+    DrainState {
+        /// Takes everything.
+        Serving = "serving",
+        /// Says "not ready", still takes everything.
+        Announced = "announced",
+        /// Finishes what it has.
+        Draining = "draining",
+        /// Done.
+        Stopped = "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<L: Label + std::fmt::Debug>() {
+        let mut words = Vec::new();
+        for (i, label) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), i);
+            assert!(
+                label.word().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+                "{label:?}"
+            );
+            assert!(!words.contains(&label.word()), "{label:?} repeats a word");
+            words.push(label.word());
+        }
+    }
+
+    #[test]
+    fn every_list_has_distinct_words_in_snake_case_in_index_order() {
+        check::<OutcomeLabel>();
+        check::<ConnectionRejection>();
+        check::<UpstreamFailure>();
+        check::<Direction>();
+        check::<ConnectionState>();
+        check::<ConnectResult>();
+        check::<CloseReason>();
+        check::<Side>();
+        check::<TlsResult>();
+        check::<EndpointLabel>();
+        check::<CheckResult>();
+        check::<HealthSource>();
+        check::<HealthTo>();
+        check::<RetryTrigger>();
+        check::<RetryResult>();
+        check::<RetryVeto>();
+        check::<DeadlineStage>();
+        check::<ReloadResult>();
+        check::<ReloadTrigger>();
+        check::<DiscoveryResult>();
+        check::<DrainState>();
+    }
+}
