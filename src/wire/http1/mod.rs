@@ -1,1 +1,6 @@
 //! HTTP/1.1 (RFC 9112), strict on what it accepts.
+
+pub mod chunked;
+pub mod encode;
+pub mod head;
+mod scan;
