@@ -14,6 +14,7 @@
 
 #![warn(missing_docs)]
 
+pub mod balance;
 pub mod deadline;
 pub mod dice;
 pub mod moment;
