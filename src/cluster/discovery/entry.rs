@@ -1,0 +1,151 @@
+//! An endpoint as a list writes it: in a discovery file, in the answer of an HTTP source.
+//!
+//! Either an address alone or an object with an address: the same words as `endpoints` in the configuration, so that a
+//! list may be moved between the two.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Address, MAX_MEMBERS, Member, normalize};
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected an address or an object with `address`")]
+enum Written {
+    Short(String),
+    Long(Long),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Long {
+    address: String,
+    #[serde(default = "one")]
+    weight: u32,
+    #[serde(default)]
+    zone: Option<String>,
+    #[serde(default)]
+    priority: u8,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// Reads a YAML list of endpoints; JSON is YAML.
+pub fn read_yaml(text: &str) -> Result<Vec<Member>, String> {
+    let written: Vec<Written> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    members(written)
+}
+
+/// Reads a JSON list of endpoints.
+pub fn read_json(bytes: &[u8]) -> Result<Vec<Member>, String> {
+    let written: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    members(written)
+}
+
+fn members(written: Vec<Written>) -> Result<Vec<Member>, String> {
+    if written.len() > MAX_MEMBERS {
+        return Err(format!(
+            "{} endpoints, at most {MAX_MEMBERS} are accepted",
+            written.len()
+        ));
+    }
+    let mut members = Vec::with_capacity(written.len());
+    for (at, entry) in written.into_iter().enumerate() {
+        members.push(entry.into_member().map_err(|why| format!("[{at}]: {why}"))?);
+    }
+    let count = members.len();
+    normalize(&mut members);
+    if members.len() < count {
+        return Err("an address is listed twice".into());
+    }
+    Ok(members)
+}
+
+impl Written {
+    fn into_member(self) -> Result<Member, String> {
+        match self {
+            Self::Short(text) => Ok(Member::new(address(&text)?)),
+            Self::Long(long) => Ok(Member {
+                address: address(&long.address)?,
+                host: long.host.map(Arc::from),
+                weight: long.weight,
+                zone: long.zone.map(Arc::from),
+                priority: long.priority,
+                labels: Arc::new(long.labels),
+            }),
+        }
+    }
+}
+
+/// `10.0.0.1:80`, `[::1]:80` or `unix:/run/app.sock`.
+fn address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err(format!("`{text}`: a Unix socket needs an absolute path"));
+        }
+        return Ok(Address::Unix(path.into()));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => Err(format!("`{text}`: port 0 cannot be connected to")),
+        Ok(address) => Ok(Address::Tcp(address)),
+        Err(_) => Err(format!(
+            "`{text}` is not `IP:port` or `unix:/path`; names are resolved in `endpoints` and `discovery.dns` only"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_and_long_entries_read_alike_from_yaml_and_json() {
+        let yaml = "- 10.0.0.2:80\n- address: 10.0.0.1:80\n  weight: 3\n  zone: b\n  priority: 1\n  host: app.example\n  labels: {rack: r1}\n- unix:/run/app.sock\n";
+        let json = br#"["10.0.0.2:80", {"address": "10.0.0.1:80", "weight": 3, "zone": "b", "priority": 1,
+            "host": "app.example", "labels": {"rack": "r1"}}, "unix:/run/app.sock"]"#;
+        let read = read_yaml(yaml).unwrap();
+        assert_eq!(read, read_json(json).unwrap());
+        assert_eq!(read, read_yaml(std::str::from_utf8(json).unwrap()).unwrap());
+        assert_eq!(read.len(), 3);
+        assert_eq!(
+            (read[0].weight, read[0].priority, read[0].zone.as_deref()),
+            (3, 1, Some("b"))
+        );
+        assert_eq!(read[0].host.as_deref(), Some("app.example"));
+        assert_eq!(read[2].address, Address::Unix("/run/app.sock".into()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("[\"app:8080\"]", "names are resolved"),
+            ("[\"10.0.0.1:0\"]", "port 0"),
+            ("[\"unix:app.sock\"]", "absolute"),
+            ("[\"10.0.0.1:80\", \"10.0.0.1:80\"]", "twice"),
+            (
+                "[{\"address\": \"10.0.0.1:80\", \"wieght\": 1}]",
+                "expected an address or an object",
+            ),
+            ("{\"endpoints\": []}", "sequence"),
+        ] {
+            let error = read_json(text.as_bytes()).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+            read_yaml(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn an_empty_list_is_a_list_and_an_empty_file_is_not() {
+        assert_eq!(read_yaml("[]").unwrap(), Vec::new());
+        read_yaml("").unwrap_err();
+        read_json(b"").unwrap_err();
+    }
+}
