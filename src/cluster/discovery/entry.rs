@@ -40,8 +40,9 @@ const fn one() -> u32 {
 
 /// Reads a YAML list of endpoints; JSON is YAML.
 pub fn read_yaml(text: &str) -> Result<Vec<Member>, String> {
-    let written: Vec<Written> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    members(written)
+    // A file cut to nothing is YAML too (null), but nobody meant it as an empty list.
+    let written: Option<Vec<Written>> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    members(written.ok_or("there is no list; write `[]` for none")?)
 }
 
 /// Reads a JSON list of endpoints.
