@@ -11,22 +11,23 @@
 //! Invariants: a cancelled check has no result; at most [`MAX_BODY`] of an answer is held.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::Dice;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::discovery::{Address, Draws, jittered};
+use crate::net::tcp::{self, ConnectOptions};
+use crate::net::{Io, SocketAddress};
+
+use super::discovery::jittered;
 
 /// How much of a body is looked at.
 pub const MAX_BODY: usize = 4 << 10;
@@ -106,7 +107,7 @@ impl HttpCheck {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Where the endpoint is.
-    pub address: Address,
+    pub address: SocketAddress,
     /// The `host` header of checks; the address where there is no name.
     pub host: Option<Arc<str>>,
 }
@@ -262,16 +263,16 @@ pub async fn run(
     mut report: impl FnMut(Report) + Send,
 ) {
     let work = async {
-        let mut draws = Draws::new(seed);
-        tokio::time::sleep(state.next(&settings, draws.next())).await;
+        let mut dice = Dice::new(seed);
+        tokio::time::sleep(state.next(&settings, dice.next_u64())).await;
         let mut first = true;
         loop {
             let outcome = check(&target, &settings).await;
             report(state.record(&settings, outcome));
             let wait = if first {
-                state.phase(&settings, draws.next())
+                state.phase(&settings, dice.next_u64())
             } else {
-                state.next(&settings, draws.next())
+                state.next(&settings, dice.next_u64())
             };
             first = false;
             tokio::time::sleep(wait).await;
@@ -285,28 +286,26 @@ pub async fn run(
 
 /// One check.
 pub async fn check(target: &Target, settings: &Settings) -> Outcome {
+    let (address, authority) = match (&target.address, settings.port) {
+        (SocketAddress::Ip(address), port) => {
+            let address = SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
+            (SocketAddress::Ip(address), address.to_string())
+        }
+        // A path is no host; this is what clients of Unix sockets send.
+        (SocketAddress::Unix(_), _) => (target.address.clone(), "localhost".to_owned()),
+    };
+    let options = ConnectOptions {
+        nodelay: true,
+        keepalive: None,
+    };
     let checking = async {
-        match &target.address {
-            Address::Tcp(address) => {
-                let address = SocketAddr::new(address.ip(), settings.port.unwrap_or(address.port()));
-                speak(
-                    TcpStream::connect(address).await,
-                    target,
-                    address.to_string(),
-                    settings,
-                )
-                .await
-            }
-            // RFC 9112 does not know them; `localhost` is what clients of Unix sockets send.
-            Address::Unix(path) => {
-                speak(
-                    UnixStream::connect(path).await,
-                    target,
-                    "localhost".into(),
-                    settings,
-                )
-                .await
-            }
+        let io = match tcp::connect(&address, &options).await {
+            Ok(io) => io,
+            Err(error) => return Outcome::Refused(error.to_string().into()),
+        };
+        match &settings.kind {
+            Kind::Tcp => Outcome::Pass,
+            Kind::Http(check) => ask(io, target.host.as_deref().unwrap_or(&authority), check).await,
         }
     };
     tokio::time::timeout(settings.timeout, checking)
@@ -314,27 +313,7 @@ pub async fn check(target: &Target, settings: &Settings) -> Outcome {
         .unwrap_or(Outcome::Timeout)
 }
 
-async fn speak<S>(stream: io::Result<S>, target: &Target, authority: String, settings: &Settings) -> Outcome
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let stream = match stream {
-        Ok(stream) => stream,
-        Err(error) => return Outcome::Refused(error.to_string().into()),
-    };
-    match &settings.kind {
-        Kind::Tcp => Outcome::Pass,
-        Kind::Http(check) => {
-            let host = target.host.as_deref().unwrap_or(&authority);
-            ask(stream, host, check).await
-        }
-    }
-}
-
-async fn ask<S>(stream: S, host: &str, check: &HttpCheck) -> Outcome
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn ask(stream: Io, host: &str, check: &HttpCheck) -> Outcome {
     let broken = |error: hyper::Error| Outcome::Broken(error.to_string().into());
     let Ok(host) = HeaderValue::from_str(host) else {
         return Outcome::Broken(format!("`{host}` cannot be sent as host").into());

@@ -11,11 +11,14 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::Dice;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::net::SocketAddress;
+
 use super::keep::{self, Answer, Keeper, Pace, Step};
-use super::{Address, Draws, Event, MAX_MEMBERS, Member, SourceKind, Task};
+use super::{Event, MAX_MEMBERS, Member, SourceKind, Task};
 
 /// How names are resolved.
 #[derive(Clone, Debug)]
@@ -99,13 +102,13 @@ pub(super) async fn follow<K: Clone>(
     seed: u64,
     steps: mpsc::Sender<(K, Instant, Step)>,
 ) {
-    let mut draws = Draws::new(seed);
+    let mut dice = Dice::new(seed);
     let mut keeper = Keeper::default();
     let mut memory = Memory::default();
     loop {
         let answer = settings.resolver.ask(&settings.question, &mut memory).await;
         let now = Instant::now();
-        let step = keeper.take(&settings.keep, answer, now, draws.next());
+        let step = keeper.take(&settings.keep, answer, now, dice.next_u64());
         let next = step.next;
         if steps.send((key.clone(), now, step)).await.is_err() {
             return;
@@ -165,7 +168,7 @@ impl Resolver {
             Heard::Found(addresses, ttl) => {
                 let member = |ip| Member {
                     host: Some(host.clone()),
-                    ..Member::new(Address::Tcp(SocketAddr::new(ip, port)))
+                    ..Member::new(SocketAddress::Ip(SocketAddr::new(ip, port)))
                 };
                 Answer::Members(addresses.into_iter().map(member).collect(), ttl)
             }
@@ -223,7 +226,7 @@ impl Resolver {
                 // RFC 2782: weight 0 is a small chance, not none; our 0 would drain it.
                 weight: u32::from(service.weight.max(1)),
                 priority: u8::try_from(rank).unwrap_or(u8::MAX),
-                ..Member::new(Address::Tcp(SocketAddr::new(ip, service.port)))
+                ..Member::new(SocketAddress::Ip(SocketAddr::new(ip, service.port)))
             }));
         }
         match (members.len(), trouble) {
@@ -507,7 +510,6 @@ mod lookups {
 mod lookups {
     //! Without the feature `dns`: the C library's resolver, which tells neither TTLs nor services.
 
-    use std::io::ErrorKind;
     use std::net::IpAddr;
     use std::sync::Arc;
 

@@ -4,12 +4,13 @@
 //! list may be moved between the two.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Address, MAX_MEMBERS, Member, normalize};
+use crate::net::{Address, SocketAddress};
+
+use super::{MAX_MEMBERS, Member, normalize};
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected an address or an object with `address`")]
@@ -87,18 +88,15 @@ impl Written {
 }
 
 /// `10.0.0.1:80`, `[::1]:80` or `unix:/run/app.sock`.
-fn address(text: &str) -> Result<Address, String> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err(format!("`{text}`: a Unix socket needs an absolute path"));
-        }
-        return Ok(Address::Unix(path.into()));
-    }
-    match text.parse::<SocketAddr>() {
-        Ok(address) if address.port() == 0 => Err(format!("`{text}`: port 0 cannot be connected to")),
-        Ok(address) => Ok(Address::Tcp(address)),
-        Err(_) => Err(format!(
-            "`{text}` is not `IP:port` or `unix:/path`; names are resolved in `endpoints` and `discovery.dns` only"
+fn address(text: &str) -> Result<SocketAddress, String> {
+    let written: Address = text.parse().map_err(|error| format!("`{text}`: {error}"))?;
+    match (&written, written.socket_addr()) {
+        (Address::Unix(path), _) if path.is_absolute() => Ok(SocketAddress::Unix(path.as_path().into())),
+        (Address::Unix(_), _) => Err(format!("`{text}`: a Unix socket needs an absolute path")),
+        (_, Some(address)) if address.port() == 0 => Err(format!("`{text}`: port 0 cannot be connected to")),
+        (_, Some(address)) => Ok(SocketAddress::Ip(address)),
+        (Address::Tcp { .. }, None) => Err(format!(
+            "`{text}` is a name; names are resolved in `endpoints` and `discovery.dns` only"
         )),
     }
 }
@@ -121,7 +119,10 @@ mod tests {
             (3, 1, Some("b"))
         );
         assert_eq!(read[0].host.as_deref(), Some("app.example"));
-        assert_eq!(read[2].address, Address::Unix("/run/app.sock".into()));
+        assert_eq!(
+            read[2].address,
+            SocketAddress::Unix(std::path::Path::new("/run/app.sock").into())
+        );
     }
 
     #[test]

@@ -6,17 +6,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bellwether_core::Dice;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::net::{Address, SocketAddress};
+
 use super::dns::{self, Question, Resolver};
-use super::{Address, Asked, Draws, Event, Member, SourceKind, Task, keep, normalize};
+use super::{Asked, Event, Member, SourceKind, Task, keep, normalize};
 
 /// Where a written endpoint is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Known.
-    Address(Address),
+    Address(SocketAddress),
     /// To be resolved, and resolved again.
     Name {
         /// The host name.
@@ -24,6 +27,19 @@ pub enum Place {
         /// The port.
         port: u16,
     },
+}
+
+impl From<&Address> for Place {
+    fn from(written: &Address) -> Self {
+        match (written, written.socket_addr()) {
+            (Address::Unix(path), _) => Self::Address(SocketAddress::Unix(path.as_path().into())),
+            (Address::Tcp { .. }, Some(address)) => Self::Address(SocketAddress::Ip(address)),
+            (Address::Tcp { host, port }, None) => Self::Name {
+                host: host.as_str().into(),
+                port: *port,
+            },
+        }
+    }
 }
 
 /// One endpoint as written. All addresses behind a name share the settings of its entry.
@@ -53,7 +69,7 @@ impl Entry {
         }
     }
 
-    fn member(&self, address: Address, host: Option<Arc<str>>) -> Member {
+    fn member(&self, address: SocketAddress, host: Option<Arc<str>>) -> Member {
         Member {
             address,
             host,
@@ -111,7 +127,7 @@ impl Settings {
 
 /// Runs until the receiver of the events is gone.
 pub async fn run(settings: Settings, task: Task) {
-    let mut draws = Draws::new(task.seed);
+    let mut dice = Dice::new(task.seed);
     let (steps, mut heard) = mpsc::channel(16);
     // Dropped with this task, and with it every follower.
     let mut followers = JoinSet::new();
@@ -125,7 +141,7 @@ pub async fn run(settings: Settings, task: Task) {
                 keep: settings.keep,
                 resolver: settings.resolver.clone(),
             };
-            followers.spawn(dns::follow(at, dns, draws.next(), steps.clone()));
+            followers.spawn(dns::follow(at, dns, dice.next_u64(), steps.clone()));
         }
     }
     drop(steps);

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::Dice;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, ETAG, HOST, IF_NONE_MATCH, USER_AGENT};
 use http::{HeaderValue, Request, StatusCode, Uri};
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::keep::{self, Answer, Keeper, Pace};
-use super::{Draws, Event, Member, SourceKind, Task, entry};
+use super::{Event, Member, SourceKind, Task, entry};
 
 /// The longest list that is read.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -77,7 +78,7 @@ struct Known {
 
 /// Runs until the receiver of the events is gone.
 pub async fn run(settings: Settings, task: Task) {
-    let mut draws = Draws::new(task.seed);
+    let mut dice = Dice::new(task.seed);
     let mut keeper = Keeper::default();
     let mut known = None;
     loop {
@@ -88,7 +89,7 @@ pub async fn run(settings: Settings, task: Task) {
             Err(_elapsed) => Answer::Failed(format!("no answer within {:?}", settings.timeout).into()),
         };
         let at = Instant::now();
-        let step = keeper.take(&settings.keep, answer, at, draws.next());
+        let step = keeper.take(&settings.keep, answer, at, dice.next_u64());
         let event = Event {
             cluster: task.cluster.clone(),
             source: SourceKind::Http,

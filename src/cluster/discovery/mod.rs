@@ -15,10 +15,8 @@ pub mod fixed;
 pub mod http;
 pub mod keep;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,32 +24,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::net::SocketAddress;
+
 /// The most members one source may name. An answer with more is refused as a failure, never cut.
 pub const MAX_MEMBERS: usize = 4096;
-
-/// Where an endpoint is reached.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Address {
-    /// An IP address and a port.
-    Tcp(SocketAddr),
-    /// The path of a Unix socket.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// One endpoint as a source describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Where it is reached; its identity within the cluster.
-    pub address: Address,
+    pub address: SocketAddress,
     /// The name it was found under, for SNI and certificate verification; `None` where only an address was written.
     pub host: Option<Arc<str>>,
     /// Share of the load relative to the others; 0 drains.
@@ -66,7 +48,7 @@ pub struct Member {
 
 impl Member {
     /// A member with weight 1 and nothing else said about it.
-    pub fn new(address: Address) -> Self {
+    pub fn new(address: SocketAddress) -> Self {
         Self {
             address,
             host: None,
@@ -80,8 +62,18 @@ impl Member {
 
 /// Sorts by address and drops all but the first of equal addresses: the form in which sets are compared and sent.
 pub(crate) fn normalize(members: &mut Vec<Member>) {
-    members.sort_by(|a, b| a.address.cmp(&b.address));
+    members.sort_by(|a, b| order(&a.address, &b.address));
     members.dedup_by(|later, first| later.address == first.address);
+}
+
+/// IP addresses first, then paths.
+fn order(a: &SocketAddress, b: &SocketAddress) -> Ordering {
+    match (a, b) {
+        (SocketAddress::Ip(a), SocketAddress::Ip(b)) => a.cmp(b),
+        (SocketAddress::Ip(_), SocketAddress::Unix(_)) => Ordering::Less,
+        (SocketAddress::Unix(_), SocketAddress::Ip(_)) => Ordering::Greater,
+        (SocketAddress::Unix(a), SocketAddress::Unix(b)) => a.cmp(b),
+    }
 }
 
 /// Which kind of source speaks.
@@ -207,24 +199,6 @@ pub async fn run(source: Source, task: Task) {
     }
 }
 
-/// The draws behind jitter: SplitMix64, one per task, from the task's seed.
-#[derive(Clone, Debug)]
-pub(crate) struct Draws(u64);
-
-impl Draws {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
 /// `base` times a factor drawn evenly from `1 - share ..= 1 + share`, where `share` is in percent (at most 100).
 pub(crate) fn jittered(base: Duration, share: u32, draw: u64) -> Duration {
     let share = u64::from(share.min(100));
@@ -237,14 +211,16 @@ pub(crate) fn jittered(base: Duration, share: u32, draw: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use bellwether_core::Dice;
+
     use super::*;
 
     #[test]
     fn jitter_stays_within_its_share() {
-        let mut draws = Draws::new(1);
+        let mut dice = Dice::new(1);
         let (mut least, mut most) = (Duration::MAX, Duration::ZERO);
         for _ in 0..10_000 {
-            let wait = jittered(Duration::from_secs(10), 10, draws.next());
+            let wait = jittered(Duration::from_secs(10), 10, dice.next_u64());
             least = least.min(wait);
             most = most.max(wait);
         }
@@ -261,7 +237,7 @@ mod tests {
 
     #[test]
     fn normal_form_is_sorted_and_unique() {
-        let member = |text: &str| Member::new(Address::Tcp(text.parse().unwrap()));
+        let member = |text: &str| Member::new(SocketAddress::Ip(text.parse().unwrap()));
         let mut members = vec![
             member("10.0.0.2:80"),
             member("10.0.0.1:80"),
