@@ -56,7 +56,7 @@ impl Framing {
 }
 
 /// A request as it was read. `headers` holds every field of the head, those about framing and connection included.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
     /// Case-sensitive, extension methods included.
     pub method: Method,
@@ -77,7 +77,7 @@ pub struct RequestHead {
 }
 
 /// A response as it was read. The reason phrase is checked and dropped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     /// 100 to 599.
     pub status: StatusCode,
@@ -504,10 +504,17 @@ fn absolute(target: &Bytes) -> Result<Uri, HeadError> {
         .iter()
         .position(|&byte| matches!(byte, b'/' | b'?'))
         .unwrap_or(rest.len());
-    if !scan::is_host(&rest[..authority]) || !scan::is_path_and_query(&rest[authority..]) {
+    let (authority, path) = rest.split_at(authority);
+    if !scan::is_host(authority) || !scan::is_path_and_query(path) {
         return Err(HeadError::BadTarget);
     }
-    Uri::from_maybe_shared(target.clone()).map_err(|_invalid| HeadError::BadTarget)
+    let uri = if path.first() == Some(&b'?') {
+        // RFC 9112 §3.2.1: an empty path is `/`. `http::Uri` would keep it empty and hand out `?query` as origin-form.
+        Uri::from_maybe_shared(Bytes::from([scheme, authority, b"/", path].concat()))
+    } else {
+        Uri::from_maybe_shared(target.clone())
+    };
+    uri.map_err(|_invalid| HeadError::BadTarget)
 }
 
 /// RFC 9112 §4: `HTTP-version SP 3DIGIT SP [reason]`; the second space may be missing with the reason.

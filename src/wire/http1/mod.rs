@@ -3,4 +3,6 @@
 pub mod chunked;
 pub mod encode;
 pub mod head;
+#[cfg(test)]
+mod laws;
 mod scan;

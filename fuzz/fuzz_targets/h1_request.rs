@@ -1,0 +1,8 @@
+//! Request heads: any bytes, cut anywhere, obey the laws of the codec.
+#![no_main]
+
+mod http1;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    http1::laws::request(input, &http1::cuts(input));
+});
