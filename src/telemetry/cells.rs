@@ -172,8 +172,6 @@ impl<B: Block> Sharded<B> {
 pub(crate) struct Layout {
     /// Number of workers.
     pub(crate) workers: usize,
-    /// The closed list of reasons.
-    pub(crate) reasons: &'static [&'static str],
     /// Durations of requests, attempts and connects.
     pub(crate) latency: Bounds,
     /// Time spent in the proxy itself, and lag of a worker.
@@ -390,6 +388,87 @@ impl CodeSums {
         if n > 0 {
             let total = self.0.entry((code, outcome)).or_default();
             *total = total.wrapping_add(n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct One(Cell64);
+
+    impl Block for One {
+        fn empty(_: &Layout) -> Self {
+            Self::default()
+        }
+    }
+
+    fn layout(workers: usize) -> Arc<Layout> {
+        Arc::new(Layout {
+            workers,
+            latency: Bounds::latency(),
+            overhead: Bounds::overhead(),
+            attempts: Bounds::of_counts(vec![1, 2, 3, 4, 5]),
+        })
+    }
+
+    #[test]
+    fn every_worker_has_its_own_block_and_everybody_else_shares_one() {
+        let cells = Sharded::<One>::new(&layout(4));
+        std::thread::scope(|scope| {
+            let cells = &cells;
+            for worker in [0, 1, 2, 3, 4, 9, u16::MAX] {
+                scope.spawn(move || {
+                    for _ in 0..10_000 {
+                        let slot = cells.at(WorkerId::new(worker));
+                        slot.block.0.add(slot.access, 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(cells.sum(|block| &block.0), 70_000);
+        assert_eq!(cells.block(3).unwrap().0.get(), 10_000);
+        assert_eq!(
+            cells.block(4).unwrap().0.get(),
+            30_000,
+            "4, 9 and CONTROL share the last block"
+        );
+    }
+
+    #[test]
+    fn a_handle_nobody_used_has_no_blocks() {
+        let cells = Sharded::<One>::new(&layout(8));
+        assert_eq!(cells.blocks().count(), 0);
+        assert_eq!(cells.sum(|block| &block.0), 0);
+        let _first = cells.at(WorkerId::new(7));
+        assert_eq!(cells.blocks().count(), 1);
+    }
+
+    #[test]
+    fn a_value_on_a_bound_is_inside_of_it() {
+        let bounds = Bounds::of_counts(vec![5, 1, 3, 3]);
+        assert_eq!(bounds.upper(), [1, 3, 5]);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 6, u64::MAX].map(|value| bounds.bucket(value)),
+            [0, 0, 1, 1, 2, 2, 3, 3]
+        );
+        assert_eq!(Bounds::of_counts(Vec::new()).bucket(7), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bucket_table_agrees_with_a_search(upper in proptest::collection::vec(any::<u64>(), 0..70), value: u64, shift in 0u32..64) {
+            let bounds = Bounds::of_counts(upper);
+            for value in [value, value >> shift] {
+                prop_assert_eq!(bounds.bucket(value), bounds.upper().partition_point(|bound| *bound < value));
+            }
+            for bound in bounds.upper() {
+                prop_assert_eq!(bounds.bucket(*bound), bounds.upper().partition_point(|b| b < bound));
+            }
         }
     }
 }

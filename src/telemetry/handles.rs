@@ -8,8 +8,10 @@
 //! Invariant: whatever goes up by a verb must come down by its counterpart, on any worker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use bellwether_core::Reason;
 
 use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
 use super::labels::{
@@ -120,7 +122,7 @@ pub(crate) struct RouteBlock {
     pub(crate) ttfb: HistogramCells,
     pub(crate) overhead: HistogramCells,
     pub(crate) attempts: HistogramCells,
-    pub(crate) rejections: Box<[Cell64]>,
+    pub(crate) rejections: [Cell64; Reason::ALL.len()],
     pub(crate) retries: [[Cell64; RetryResult::COUNT]; RetryTrigger::COUNT],
     pub(crate) vetoes: [Cell64; RetryVeto::COUNT],
     pub(crate) deadlines: [Cell64; DeadlineStage::COUNT],
@@ -135,7 +137,7 @@ impl Block for RouteBlock {
             ttfb: HistogramCells::new(&layout.latency),
             overhead: HistogramCells::new(&layout.overhead),
             attempts: HistogramCells::new(&layout.attempts),
-            rejections: layout.reasons.iter().map(|_| Cell64::default()).collect(),
+            rejections: std::array::from_fn(|_| Cell64::default()),
             retries: Default::default(),
             vetoes: Default::default(),
             deadlines: Default::default(),
@@ -182,13 +184,10 @@ impl RouteMetrics {
         }
     }
 
-    /// We answered ourselves. `reason` is the index into the list the recorder was made with; an index outside of it is
-    /// not counted.
-    pub fn request_rejected(&self, worker: WorkerId, reason: usize) {
+    /// We answered ourselves; beside [`RouteMetrics::request_ended`].
+    pub fn request_rejected(&self, worker: WorkerId, reason: Reason) {
         let slot = self.cells.at(worker);
-        if let Some(cell) = slot.block.rejections.get(reason) {
-            cell.add(slot.access, 1);
-        }
+        slot.block.rejections[reason.index()].add(slot.access, 1);
     }
 
     /// A retry was made and this is how it ended.
@@ -215,6 +214,15 @@ impl RouteMetrics {
     }
 }
 
+/// Whether a family of series is part of a scrape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+}
+
 /// A cluster by name: attempts, connections, health, discovery.
 #[derive(Debug)]
 pub struct ClusterMetrics {
@@ -222,10 +230,13 @@ pub struct ClusterMetrics {
     pub(crate) cells: Sharded<ClusterBlock>,
     /// Set by whoever counts the members.
     pub(crate) endpoints: [AtomicU64; EndpointLabel::COUNT],
+    /// Whether members come from a source that may fail.
+    pub(crate) discovered: AtomicBool,
     /// Seconds since 1970, 0 for never.
-    pub(crate) discovered: AtomicU64,
-    /// 0 or 1.
-    pub(crate) stale: AtomicU64,
+    pub(crate) last_discovery: AtomicU64,
+    pub(crate) stale: AtomicBool,
+    /// Whether members are checked.
+    pub(crate) checked: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -269,9 +280,18 @@ impl ClusterMetrics {
             name,
             cells: Sharded::new(layout),
             endpoints: Default::default(),
-            discovered: AtomicU64::new(0),
-            stale: AtomicU64::new(0),
+            discovered: AtomicBool::new(false),
+            last_discovery: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the series of discovery and of health checks are shown: those of a cluster that has neither would only say
+    /// that nothing happens. Off at first.
+    pub fn show(&self, discovery: Shown, checks: Shown) {
+        self.discovered.store(discovery == Shown::Yes, Ordering::Relaxed);
+        self.checked.store(checks == Shown::Yes, Ordering::Relaxed);
     }
 
     /// An attempt begins. Ends with [`ClusterMetrics::attempt_ended`].
@@ -361,7 +381,7 @@ impl ClusterMetrics {
         slot.block.discovery[result.index()].add(slot.access, 1);
         match result {
             DiscoveryResult::Changed | DiscoveryResult::Unchanged => {
-                self.discovered.store(now, Ordering::Relaxed)
+                self.last_discovery.store(now, Ordering::Relaxed);
             }
             DiscoveryResult::Empty | DiscoveryResult::Failed => {}
         }
@@ -369,7 +389,7 @@ impl ClusterMetrics {
 
     /// Whether the members are older than the source allows.
     pub fn set_discovery_stale(&self, stale: bool) {
-        self.stale.store(u64::from(stale), Ordering::Relaxed);
+        self.stale.store(stale, Ordering::Relaxed);
     }
 
     /// Attempts running now, over all workers.
@@ -386,8 +406,7 @@ pub struct EndpointMetrics {
     /// Stands for several endpoints: states that cannot be added up are not shown.
     pub(crate) folded: bool,
     pub(crate) cells: Sharded<EndpointBlock>,
-    /// 0 or 1.
-    pub(crate) up: AtomicU64,
+    pub(crate) up: AtomicBool,
     /// Bits of an `f64`.
     pub(crate) weight: AtomicU64,
     /// Bits of an `f64`, in seconds.
@@ -416,7 +435,7 @@ impl EndpointMetrics {
             endpoint,
             folded,
             cells: Sharded::new(layout),
-            up: AtomicU64::new(1),
+            up: AtomicBool::new(true),
             weight: AtomicU64::new(1_f64.to_bits()),
             latency: AtomicU64::new(0_f64.to_bits()),
         }
@@ -439,7 +458,7 @@ impl EndpointMetrics {
 
     /// Whether it may be picked at all.
     pub fn set_up(&self, up: bool) {
-        self.up.store(u64::from(up), Ordering::Relaxed);
+        self.up.store(up, Ordering::Relaxed);
     }
 
     /// Its share, as configured or discovered.
@@ -460,7 +479,7 @@ pub struct ProcessMetrics {
     pub(crate) cells: Sharded<ProcessBlock>,
     /// Index into [`DrainState`].
     pub(crate) drain: AtomicU64,
-    pub(crate) slow: parking_lot::Mutex<Seldom>,
+    pub(crate) seldom: parking_lot::Mutex<Seldom>,
 }
 
 /// What changes so seldom that a mutex is the simplest thing.
@@ -509,7 +528,7 @@ impl ProcessMetrics {
         Self {
             cells: Sharded::new(layout),
             drain: AtomicU64::new(0),
-            slow: parking_lot::Mutex::new(Seldom {
+            seldom: parking_lot::Mutex::new(Seldom {
                 last_reload_successful: true,
                 ..Seldom::default()
             }),
@@ -540,7 +559,7 @@ impl ProcessMetrics {
     pub fn config_reloaded(&self, result: ReloadResult, trigger: ReloadTrigger) {
         let slot = self.cells.at(WorkerId::CONTROL);
         slot.block.reloads[result.index()][trigger.index()].add(slot.access, 1);
-        self.slow.lock().last_reload_successful = match result {
+        self.seldom.lock().last_reload_successful = match result {
             ReloadResult::Applied | ReloadResult::Unchanged => true,
             ReloadResult::Rejected => false,
         };
@@ -548,12 +567,12 @@ impl ProcessMetrics {
 
     /// This configuration serves from now on.
     pub fn set_config(&self, config: ConfigInForce) {
-        self.slow.lock().config = Some(config);
+        self.seldom.lock().config = Some(config);
     }
 
     /// The certificates in use and when they end (seconds since 1970); replaces the ones before.
     pub fn set_certificates(&self, certificates: Vec<(Arc<str>, u64)>) {
-        self.slow.lock().certificates = certificates;
+        self.seldom.lock().certificates = certificates;
     }
 
     /// Where the process is on its way out.
@@ -564,10 +583,10 @@ impl ProcessMetrics {
     /// Something happened that cannot; `site` says where in our code.
     #[cold]
     pub fn invariant_violated(&self, site: &'static str) {
-        let mut slow = self.slow.lock();
-        match slow.violations.iter_mut().find(|(known, _)| *known == site) {
+        let mut seldom = self.seldom.lock();
+        match seldom.violations.iter_mut().find(|(known, _)| *known == site) {
             Some((_, count)) => *count += 1,
-            None => slow.violations.push((site, 1)),
+            None => seldom.violations.push((site, 1)),
         }
     }
 }

@@ -5,10 +5,14 @@
 //! exported as 0 from the start: `rate()` then sees the first event instead of a series that appears at 1.
 //! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
 
+use bellwether_core::{Outcome, Reason};
+
 /// A closed list of words for one label.
 pub trait Label: Copy + 'static {
     /// Every value, in the order of [`Label::index`].
     const ALL: &'static [Self];
+    /// How many words there are.
+    const COUNT: usize = Self::ALL.len();
     /// Position in [`Label::ALL`].
     fn index(self) -> usize;
     /// The word as exported.
@@ -20,11 +24,6 @@ macro_rules! labels {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$vdoc])* $variant,)+ }
-
-        impl $name {
-            /// How many words there are.
-            pub(crate) const COUNT: usize = [$($word),+].len();
-        }
 
         impl Label for $name {
             const ALL: &'static [Self] = &[$(Self::$variant),+];
@@ -322,6 +321,28 @@ labels! {
     }
 }
 
+impl From<Outcome> for OutcomeLabel {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Success => Self::Success,
+            Outcome::Slow => Self::Slow,
+            Outcome::Failure(_) => Self::Failure,
+            Outcome::Pushback(_) => Self::Pushback,
+            Outcome::Ignored => Self::Ignored,
+        }
+    }
+}
+
+impl Label for Reason {
+    const ALL: &'static [Self] = Self::ALL;
+    fn index(self) -> usize {
+        self.index()
+    }
+    fn word(self) -> &'static str {
+        self.name()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,7 +361,22 @@ mod tests {
     }
 
     #[test]
+    fn the_outcomes_of_core_keep_their_words() {
+        use bellwether_core::outcome::Origin;
+        for outcome in [
+            Outcome::Success,
+            Outcome::Slow,
+            Outcome::Failure(Origin::Local),
+            Outcome::Pushback(None),
+            Outcome::Ignored,
+        ] {
+            assert_eq!(OutcomeLabel::from(outcome).word(), outcome.name());
+        }
+    }
+
+    #[test]
     fn every_list_has_distinct_words_in_snake_case_in_index_order() {
+        check::<Reason>();
         check::<OutcomeLabel>();
         check::<ConnectionRejection>();
         check::<UpstreamFailure>();

@@ -5,14 +5,20 @@
 //! order they happened. Nothing here may make a request wait, and nothing here grows without a bound.
 
 mod cells;
+#[cfg(test)]
+mod exposition;
 mod handles;
 mod labels;
+pub mod names;
+mod process;
 mod recorder;
+mod scrape;
 
 pub use cells::{Bounds, WorkerId};
 pub use handles::{
     AttemptEnd, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics, ProcessMetrics, RequestEnd,
-    RouteMetrics,
+    RouteMetrics, Shown,
 };
 pub use labels::*;
+pub use process::ProcessUsage;
 pub use recorder::{BuildInfo, Recorder, RecorderSettings};
