@@ -393,6 +393,24 @@ mod tests {
         assert!(near(load.estimate(after, 0.0).unwrap(), (-1.0f32).exp()));
     }
 
+    #[test]
+    fn workers_count_together() {
+        let load = Load::new();
+        std::thread::scope(|scope| {
+            for worker in 0..4u64 {
+                let load = &load;
+                scope.spawn(move || {
+                    for i in 0..10_000 {
+                        attempt(load, 10 + worker, Outcome::Success, at(i));
+                    }
+                });
+            }
+        });
+        assert_eq!((load.in_flight(), load.picks()), (0, 40_000));
+        let estimate = load.last_estimate().unwrap();
+        assert!((0.0099..0.0131).contains(&estimate), "{estimate}");
+    }
+
     proptest! {
         #[test]
         fn the_estimate_lies_within_what_was_seen(samples in proptest::collection::vec((1u64..10_000, 0u64..5_000), 1..50)) {

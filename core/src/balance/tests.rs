@@ -441,6 +441,62 @@ proptest! {
     }
 }
 
+/// Prints what one odd member of ten gets under each policy, 10 ms otherwise: `-- --ignored --nocapture odd`.
+#[test]
+#[ignore = "measures, claims nothing"]
+fn the_share_of_the_odd_one() {
+    const MS: Duration = Duration::from_millis(1);
+    const FAILURE: Outcome = Outcome::Failure(Origin::Remote);
+    fn noisy(slow: u32, errors: f64, dice: &mut Dice) -> (Duration, Outcome) {
+        (
+            10 * slow * MS,
+            if dice.chance(errors) {
+                FAILURE
+            } else {
+                Outcome::Success
+            },
+        )
+    }
+    fn failing(member: usize, share: f64, dice: &mut Dice) -> (Duration, Outcome) {
+        if member == 0 && dice.chance(share) {
+            (MS, FAILURE)
+        } else {
+            (10 * MS, Outcome::Success)
+        }
+    }
+    let cases: [(&str, f64, Behaviour); 7] = [
+        ("1000/s, 5x slower", 1000.0, |m, dice| {
+            noisy(if m == 0 { 5 } else { 1 }, 0.0, dice)
+        }),
+        ("1000/s, 5x slower, 0.1 % errors everywhere", 1000.0, |m, dice| {
+            noisy(if m == 0 { 5 } else { 1 }, 0.001, dice)
+        }),
+        ("1000/s, 5x slower, 1 % errors everywhere", 1000.0, |m, dice| {
+            noisy(if m == 0 { 5 } else { 1 }, 0.01, dice)
+        }),
+        ("100/s, 5x slower, 1 % errors everywhere", 100.0, |m, dice| {
+            noisy(if m == 0 { 5 } else { 1 }, 0.01, dice)
+        }),
+        ("1000/s, fails at once 100 %", 1000.0, |m, dice| {
+            failing(m, 1.0, dice)
+        }),
+        ("1000/s, fails at once 50 %", 1000.0, |m, dice| {
+            failing(m, 0.5, dice)
+        }),
+        ("1000/s, fails at once 5 %", 1000.0, |m, dice| {
+            failing(m, 0.05, dice)
+        }),
+    ];
+    for (name, rate, behaviour) in cases {
+        let share = |policy| 100.0 * simulate(policy, &[1; 10], rate, 120.0, behaviour)[0];
+        println!(
+            "{name:<45} least_request {:>5.2} %  peak_ewma {:>5.2} %",
+            share(Policy::LeastRequest),
+            share(Policy::PeakEwma)
+        );
+    }
+}
+
 /// Prints what a pick and a build cost: `cargo test --release -p bellwether-core -- --ignored --nocapture cost`.
 #[test]
 #[ignore = "measures, claims nothing"]
