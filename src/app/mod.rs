@@ -1,1 +1,3 @@
 //! The composition root: every long-lived object is made here, once, visibly.
+
+pub mod watch;
