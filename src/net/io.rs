@@ -72,12 +72,10 @@ impl Io {
         }
     }
 
-    #[expect(dead_code, reason = "made by the TLS handshakes")]
     pub(super) fn tls_server(stream: ServerStream) -> Self {
         Self(Kind::TlsServer(Box::new(stream)))
     }
 
-    #[expect(dead_code, reason = "made by the TLS handshakes")]
     pub(super) fn tls_client(stream: ClientStream) -> Self {
         Self(Kind::TlsClient(Box::new(stream)))
     }
