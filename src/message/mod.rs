@@ -1,1 +1,8 @@
 //! HTTP semantics of a forwarded message: hygiene, forwarding fields, bodies, replies of our own.
+//!
+//! Everything here looks at one message and knows nothing of routes, clusters or connections. Functions take what
+//! they need and change a head in place; those on the way of every request cost nothing when there is nothing to do.
+
+pub mod forwarded;
+pub mod hygiene;
+pub mod path;

@@ -70,15 +70,18 @@ impl HostPattern {
         if name.contains('*') {
             return Err(HostPatternError::Wildcard);
         }
+        let is_name = |name: &str| {
+            name.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        };
         let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        match literal {
-            Some(address) if !suffix && address.parse::<std::net::Ipv6Addr>().is_ok() => {}
-            Some(_) => return Err(HostPatternError::Character),
+        let is_host = match literal {
+            Some(address) => !suffix && address.parse::<std::net::Ipv6Addr>().is_ok(),
             None if name.contains(':') => return Err(HostPatternError::Port),
-            None if name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) => {}
-            None => return Err(HostPatternError::Character),
+            None => is_name(name),
+        };
+        if !is_host {
+            return Err(HostPatternError::Character);
         }
         Ok(if suffix {
             Self::Suffix(name.to_owned())

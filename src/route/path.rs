@@ -155,7 +155,9 @@ impl Paths {
             match &route.path {
                 PathMatch::Any => file(&mut trie, "", index),
                 PathMatch::Prefix(prefixes) => {
-                    prefixes.iter().for_each(|prefix| file(&mut trie, prefix, index))
+                    for prefix in prefixes {
+                        file(&mut trie, prefix, index);
+                    }
                 }
                 PathMatch::Exact(paths) => {
                     for path in paths {
@@ -173,9 +175,9 @@ impl Paths {
         for (at, (mut node, own)) in trie.into_iter().enumerate() {
             // Nodes are numbered as they are made, so a parent always comes before its children.
             node.row = above[at].union(&Row::of(own));
-            for child in node.children.values() {
-                above[*child] = node.row.clone();
-            }
+            node.children
+                .values()
+                .for_each(|child| above[*child] = node.row.clone());
             nodes.push(node);
         }
         Ok(Self {

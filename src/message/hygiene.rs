@@ -1,0 +1,579 @@
+//! What of a message ends at this proxy, and what a request must say about where it goes.
+//!
+//! Framing and connection management belong to one hop: we write our own, and nothing a peer wrote about them is
+//! forwarded (RFC 9110 section 7.6.1). A `Connection` field may name further fields of its hop, but not fields that
+//! others rely on: a client that sends `Connection: authorization` must not be able to strip what a check in front of
+//! us added. Everything is found in one pass over the names, which a clean message pays and nothing more; removals
+//! happen only for what the pass has seen.
+//!
+//! Who a request is for is said once: no `Host`, two of them, or one that contradicts the target is refused
+//! (RFC 9112 section 3.2, RFC 9113 section 8.3.1), because two readers may pick different ones.
+
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{Method, Version};
+use smallvec::SmallVec;
+
+use super::forwarded::Trust;
+
+/// Why the head of a request is refused; it is answered with 400.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadAuthority {
+    /// Neither `Host` nor an authority in the target.
+    #[error("the request names no host")]
+    Missing,
+    /// More than one `Host`, equal or not.
+    #[error("the request has more than one Host")]
+    Twice,
+    /// `user:password@`.
+    #[error("the host has user information")]
+    UserInfo,
+    /// Not a name, an address or a port.
+    #[error("the host has characters that a host does not have")]
+    Malformed,
+    /// `Host` and the target name different ones.
+    #[error("Host and the request target name different hosts")]
+    Mismatch,
+}
+
+/// The one host of a request: the authority of the target where there is one, else `Host`.
+///
+/// Case is left as it came. An HTTP/1.0 request may have none, which gives the empty string.
+///
+/// # Errors
+/// When there is none, more than one, or one that is not a host.
+pub fn authority<'a>(
+    target: Option<&'a Authority>,
+    headers: &'a HeaderMap,
+    version: Version,
+) -> Result<&'a str, BadAuthority> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(BadAuthority::Twice);
+    }
+    let host = host.map(|value| checked(value.as_bytes())).transpose()?;
+    let target = target
+        .map(|authority| checked(authority.as_str().as_bytes()))
+        .transpose()?;
+    match (target, host) {
+        (Some(target), Some(host)) if same_host(target, host) => Ok(target),
+        (Some(_), Some(_)) => Err(BadAuthority::Mismatch),
+        (Some(one), None) | (None, Some(one)) => Ok(one),
+        (None, None) if version <= Version::HTTP_10 => Ok(""),
+        (None, None) => Err(BadAuthority::Missing),
+    }
+}
+
+fn checked(host: &[u8]) -> Result<&str, BadAuthority> {
+    let malformed = BadAuthority::Malformed;
+    let Ok(text) = std::str::from_utf8(host) else {
+        return Err(malformed);
+    };
+    let (name, port) = match text.strip_prefix('[') {
+        Some(literal) => {
+            let (address, rest) = literal.split_once(']').ok_or(malformed)?;
+            address
+                .parse::<std::net::Ipv6Addr>()
+                .map_err(|_not_an_address| malformed)?;
+            (address, rest)
+        }
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    if text.contains('@') {
+        return Err(BadAuthority::UserInfo);
+    }
+    let is_literal = text.starts_with('[');
+    let name_is_fine = is_literal
+        || (!name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')));
+    let port_is_fine = port.is_empty()
+        || port.strip_prefix(':').is_some_and(|digits| {
+            digits.len() <= 5
+                && digits.bytes().all(|b| b.is_ascii_digit())
+                && (digits.is_empty() || digits.parse::<u16>().is_ok())
+        });
+    if name_is_fine && port_is_fine {
+        Ok(text)
+    } else {
+        Err(malformed)
+    }
+}
+
+/// Equal but for case and a port that is the default of a scheme.
+fn same_host(a: &str, b: &str) -> bool {
+    let (a, b) = (without_default_port(a), without_default_port(b));
+    a.eq_ignore_ascii_case(b)
+}
+
+fn without_default_port(host: &str) -> &str {
+    [":80", ":443", ":"]
+        .iter()
+        .find_map(|port| host.strip_suffix(port))
+        .unwrap_or(host)
+}
+
+/// What a pass over the names has found.
+#[derive(Clone, Copy, Default)]
+struct Seen(u16);
+
+impl Seen {
+    const CONNECTION: u16 = 1;
+    const TE: u16 = 1 << 1;
+    const PRIVATE: u16 = 1 << 2;
+    const DISGUISED: u16 = 1 << 3;
+    /// One of [`HOP`]; which one is looked up when it is removed.
+    const HOP: u16 = 1 << 4;
+}
+
+/// Fields of one hop, beside `connection` and `te`.
+const HOP: [HeaderName; 8] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::UPGRADE,
+    header::TRANSFER_ENCODING,
+    // The codec has answered it already (RFC 9110 section 10.1.1), or the upstream connection asks its own.
+    header::EXPECT,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Prefix of the fields that are ours.
+const OURS: &str = "x-bellwether-";
+
+fn look(headers: &HeaderMap) -> Seen {
+    let mut seen = 0;
+    for name in headers.keys() {
+        let name = name.as_str();
+        // The length tells nearly all names apart, so that a clean message costs a few instructions per field.
+        seen |= match name.len() {
+            2 if name == "te" => Seen::TE,
+            10 if name == "connection" => Seen::CONNECTION,
+            10 if name == "keep-alive" => Seen::HOP,
+            6 if name == "expect" => Seen::HOP,
+            7 if name == "upgrade" => Seen::HOP,
+            14 if name == "http2-settings" => Seen::HOP,
+            16 if name == "proxy-connection" => Seen::HOP,
+            17 if name == "transfer-encoding" => Seen::HOP,
+            18 if name == "proxy-authenticate" => Seen::HOP,
+            19 if name == "proxy-authorization" => Seen::HOP,
+            _ => 0,
+        };
+        if name.as_bytes()[0] == b'x' || name.as_bytes()[0] == b'f' {
+            if name.starts_with(OURS) {
+                seen |= Seen::PRIVATE;
+            } else if is_disguised(name) {
+                seen |= Seen::DISGUISED;
+            }
+        }
+    }
+    Seen(seen)
+}
+
+/// `x_forwarded_for` and the like: a service that maps `_` and `-` to the same (CGI, WSGI) would take it for the
+/// field that only we write.
+fn is_disguised(name: &str) -> bool {
+    memchr::memchr(b'_', name.as_bytes()).is_some() && {
+        let dashed = name.replace('_', "-");
+        dashed.starts_with(OURS)
+            || dashed.starts_with("x-forwarded-")
+            || matches!(dashed.as_str(), "x-real-ip" | "x-request-id")
+    }
+}
+
+/// The protocol that a request asks to switch to, when it really asks: HTTP/1.1, `Connection` names `upgrade`.
+///
+/// To be asked before [`clean_request`], which removes both fields.
+pub fn upgrade_asked(method: &Method, version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get(header::UPGRADE)?;
+    let named = options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    // RFC 9110 section 7.8: a server ignores it in HTTP/1.0. CONNECT is a tunnel of its own.
+    (named && version == Version::HTTP_11 && method != Method::CONNECT).then(|| value.clone())
+}
+
+/// Removes from a request what ends here. `te: trailers` stays, because gRPC asks for it end to end.
+pub fn clean_request(headers: &mut HeaderMap, peer: Trust) {
+    let seen = look(headers);
+    if seen.0 == 0 {
+        return;
+    }
+    remove_hop(headers, seen);
+    if seen.0 & Seen::TE != 0 {
+        keep_only_trailers(headers);
+    }
+    if peer == Trust::Untrusted && seen.0 & (Seen::PRIVATE | Seen::DISGUISED) != 0 {
+        remove_where(headers, |name| name.starts_with(OURS) || is_disguised(name));
+    }
+}
+
+/// Removes from a response what ends here. Fields of ours that an upstream sends stay: it may be one of us.
+pub fn clean_response(headers: &mut HeaderMap) {
+    let seen = look(headers);
+    if seen.0 & (Seen::CONNECTION | Seen::HOP | Seen::TE) != 0 {
+        remove_hop(headers, seen);
+        headers.remove(header::TE);
+    }
+}
+
+fn remove_hop(headers: &mut HeaderMap, seen: Seen) {
+    if seen.0 & Seen::CONNECTION != 0 {
+        let named: SmallVec<[HeaderName; 4]> = options(headers)
+            .filter_map(|option| HeaderName::from_bytes(option).ok())
+            .filter(|name| *name != header::TE && !is_protected(name.as_str()))
+            .collect();
+        for name in &named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    if seen.0 & Seen::HOP != 0 {
+        for name in &HOP {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The options of `Connection`.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+}
+
+/// Fields that `Connection` cannot name away: they say what the message is, who sent it and for whom.
+fn is_protected(name: &str) -> bool {
+    matches!(
+        name,
+        "host"
+            | "authorization"
+            | "cookie"
+            | "set-cookie"
+            | "date"
+            | "via"
+            | "forwarded"
+            | "origin"
+            | "range"
+            | "trailer"
+            | "cache-control"
+            | "idempotency-key"
+            | "traceparent"
+            | "tracestate"
+            | "grpc-timeout"
+            | "x-real-ip"
+            | "x-request-id"
+    ) || name.starts_with("content-")
+        || name.starts_with("x-forwarded-")
+        || name.starts_with(OURS)
+        || name.starts_with("if-")
+}
+
+fn keep_only_trailers(headers: &mut HeaderMap) {
+    let Entry::Occupied(mut te) = headers.entry(header::TE) else {
+        return;
+    };
+    let wanted = te
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+    if wanted {
+        te.insert(HeaderValue::from_static("trailers"));
+    } else {
+        te.remove();
+    }
+}
+
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let names: SmallVec<[HeaderName; 8]> = headers
+        .keys()
+        .filter(|name| unwanted(name.as_str()))
+        .cloned()
+        .collect();
+    for name in &names {
+        headers.remove(name);
+    }
+}
+
+/// Removes from a trailer section what must not come there (RFC 9110 section 6.5.1): whatever frames, routes,
+/// authenticates or describes a message that is already half processed, and the fields that only we write.
+pub fn filter_trailers(trailers: &mut HeaderMap) {
+    remove_where(trailers, |name| {
+        matches!(
+            name,
+            "age"
+                | "authorization"
+                | "cache-control"
+                | "connection"
+                | "cookie"
+                | "date"
+                | "expect"
+                | "expires"
+                | "forwarded"
+                | "host"
+                | "http2-settings"
+                | "keep-alive"
+                | "location"
+                | "max-forwards"
+                | "pragma"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "proxy-connection"
+                | "range"
+                | "retry-after"
+                | "set-cookie"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "vary"
+                | "warning"
+                | "www-authenticate"
+                | "x-real-ip"
+                | "x-request-id"
+        ) || (name.starts_with("content-") && name != "content-digest")
+            || name.starts_with("x-forwarded-")
+            || name.starts_with(OURS)
+            || name.starts_with("if-")
+            || is_disguised(name)
+    });
+}
+
+/// Cuts spaces and tabs off both ends of all values. HTTP/1.1 parsers do it; h2 does not, and the value would be
+/// written so to an HTTP/1.1 upstream, which reads another one.
+pub fn trim_values(headers: &mut HeaderMap) {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    for value in headers.values_mut() {
+        let bytes = value.as_bytes();
+        if is_blank(bytes.first()) || is_blank(bytes.last()) {
+            let sensitive = value.is_sensitive();
+            if let Ok(mut trimmed) = HeaderValue::from_bytes(bytes.trim_ascii()) {
+                trimmed.set_sensitive(sensitive);
+                *value = trimmed;
+            }
+        }
+    }
+}
+
+/// Adds this proxy to `Via` (RFC 9110 section 7.6.3), with the version in which the message was received.
+pub fn append_via(headers: &mut HeaderMap, received: Version) {
+    let entry = match received {
+        Version::HTTP_2 => "2 bellwether",
+        Version::HTTP_10 => "1.0 bellwether",
+        _ => "1.1 bellwether",
+    };
+    headers.append(header::VIA, HeaderValue::from_static(entry));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        list.iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn fields_of_one_hop_end_here() {
+        let mut headers = fields(&[
+            ("accept", "*/*"),
+            ("connection", "keep-alive, X-Hop , close"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABk"),
+            ("expect", "100-continue"),
+            ("te", "gzip"),
+            ("trailer", "x-sum"),
+        ]);
+        clean_request(&mut headers, Trust::Untrusted);
+        assert_eq!(names(&headers), ["accept", "trailer"]);
+    }
+
+    #[test]
+    fn connection_cannot_name_away_what_others_rely_on() {
+        let mut headers = fields(&[
+            (
+                "connection",
+                "host, authorization, content-length, x-forwarded-for, cookie, x-own, te, \"bad name\"",
+            ),
+            ("host", "a"),
+            ("authorization", "b"),
+            ("content-length", "0"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("cookie", "c"),
+            ("x-own", "d"),
+            ("te", "trailers, deflate;q=0.5"),
+        ]);
+        clean_request(&mut headers, Trust::Untrusted);
+        assert_eq!(
+            names(&headers),
+            [
+                "authorization",
+                "content-length",
+                "cookie",
+                "host",
+                "te",
+                "x-forwarded-for"
+            ]
+        );
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn private_fields_are_believed_from_trusted_peers_only() {
+        let sent = fields(&[
+            ("x-bellwether-deadline-ms", "1"),
+            ("x_bellwether_debug", "1"),
+            ("x-forwarded_for", "127.0.0.1"),
+            ("x_other", "kept"),
+        ]);
+        let mut headers = sent.clone();
+        clean_request(&mut headers, Trust::Untrusted);
+        assert_eq!(names(&headers), ["x_other"]);
+        let mut headers = sent.clone();
+        clean_request(&mut headers, Trust::Trusted);
+        assert_eq!(headers, sent);
+    }
+
+    #[test]
+    fn a_response_is_cleaned_too() {
+        let mut headers = fields(&[
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("proxy-authenticate", "Basic"),
+            ("transfer-encoding", "chunked"),
+            ("x-bellwether-epoch", "3"),
+            ("set-cookie", "a=b"),
+        ]);
+        clean_response(&mut headers);
+        assert_eq!(names(&headers), ["set-cookie", "x-bellwether-epoch"]);
+    }
+
+    #[test]
+    fn an_upgrade_is_asked_for_by_both_fields_or_not_at_all() {
+        let asks = fields(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(
+            upgrade_asked(&Method::GET, Version::HTTP_11, &asks).unwrap(),
+            "websocket"
+        );
+        assert_eq!(upgrade_asked(&Method::GET, Version::HTTP_10, &asks), None);
+        assert_eq!(upgrade_asked(&Method::CONNECT, Version::HTTP_11, &asks), None);
+        let alone = fields(&[("upgrade", "websocket")]);
+        assert_eq!(upgrade_asked(&Method::GET, Version::HTTP_11, &alone), None);
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let of = |target: Option<&str>, hosts: &[&'static str], version| {
+            let headers: HeaderMap = hosts
+                .iter()
+                .map(|h| (header::HOST, HeaderValue::from_static(h)))
+                .collect();
+            let target: Option<Authority> = target.map(|t| t.parse().unwrap());
+            authority(target.as_ref(), &headers, version).map(str::to_owned)
+        };
+        let h1 = Version::HTTP_11;
+        assert_eq!(of(None, &["shop.example:8080"], h1).unwrap(), "shop.example:8080");
+        assert_eq!(of(None, &["[::1]:80"], h1).unwrap(), "[::1]:80");
+        assert_eq!(
+            of(Some("Shop.example"), &["shop.EXAMPLE:80"], h1).unwrap(),
+            "Shop.example"
+        );
+        assert_eq!(of(Some("a"), &[], Version::HTTP_2).unwrap(), "a");
+        assert_eq!(of(None, &[], Version::HTTP_10).unwrap(), "");
+        assert_eq!(of(None, &[], h1), Err(BadAuthority::Missing));
+        assert_eq!(of(None, &[], Version::HTTP_2), Err(BadAuthority::Missing));
+        assert_eq!(of(None, &["a", "a"], h1), Err(BadAuthority::Twice));
+        assert_eq!(of(Some("a"), &["b"], h1), Err(BadAuthority::Mismatch));
+        assert_eq!(of(Some("a:8080"), &["a"], h1), Err(BadAuthority::Mismatch));
+        assert_eq!(of(None, &["user@a"], h1), Err(BadAuthority::UserInfo));
+        assert_eq!(of(None, &["user:pw@a"], h1), Err(BadAuthority::UserInfo));
+        assert_eq!(of(Some("u@a"), &[], h1), Err(BadAuthority::UserInfo));
+        for bad in [
+            "", " ", "a b", "a/b", "a,b", "a:b", "a:99999", "a:1:2", "[::1", "[::1]x", "[x]", "a\tb", ":80",
+            "a%41",
+        ] {
+            assert_eq!(of(None, &[bad], h1), Err(BadAuthority::Malformed), "{bad}");
+        }
+    }
+
+    #[test]
+    fn trailers_describe_nothing_that_was_already_decided() {
+        let mut trailers = fields(&[
+            ("grpc-status", "0"),
+            ("grpc-message", "ok"),
+            ("x-sum", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("host", "evil"),
+            ("authorization", "x"),
+            ("cookie", "x"),
+            ("x-forwarded-for", "x"),
+            ("x-bellwether-outcome", "x"),
+            ("connection", "x"),
+            ("te", "x"),
+        ]);
+        filter_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["grpc-message", "grpc-status", "x-sum"]);
+    }
+
+    #[test]
+    fn values_lose_their_outer_blanks() {
+        let mut headers = fields(&[("a", " x\t"), ("b", "y z"), ("c", "  ")]);
+        trim_values(&mut headers);
+        assert_eq!(headers, fields(&[("a", "x"), ("b", "y z"), ("c", "")]));
+    }
+
+    #[test]
+    fn via_says_how_the_message_came() {
+        let mut headers = fields(&[("via", "1.0 fred")]);
+        append_via(&mut headers, Version::HTTP_2);
+        let entries: Vec<_> = headers.get_all("via").iter().collect();
+        assert_eq!(entries, ["1.0 fred", "2 bellwether"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_the_hop_survives(
+            list in proptest::collection::vec(("[a-z_-]{1,20}|te|connection|keep-alive|upgrade|expect|x-bellwether-[a-z]|proxy-connection", "[ -~]{0,20}"), 0..12),
+        ) {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &list {
+                headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            }
+            clean_request(&mut headers, Trust::Untrusted);
+            for name in headers.keys() {
+                prop_assert!(!HOP.contains(name) && name != header::CONNECTION && !name.as_str().starts_with(OURS));
+            }
+            if let Some(te) = headers.get(header::TE) {
+                prop_assert_eq!(te, "trailers");
+            }
+            let once = headers.clone();
+            clean_request(&mut headers, Trust::Untrusted);
+            prop_assert_eq!(once, headers);
+        }
+
+        #[test]
+        fn a_host_that_passes_is_harmless(host in "[ -~]{0,20}") {
+            if let Ok(text) = checked(host.as_bytes()) {
+                prop_assert!(!text.contains(['/', '@', ' ', ',', '\\', '?', '#', '%', '*']));
+            }
+        }
+    }
+}
