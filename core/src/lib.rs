@@ -10,7 +10,7 @@
 //! the promise; shared state is atomics, each with an `Ordering:` comment.
 //!
 //! Reading order: [`moment`], [`dice`], [`reason`], [`outcome`] are the vocabulary; [`deadline`] and [`slow_start`] are
-//! small; `balance` picks endpoints.
+//! small; [`balance`] picks endpoints.
 
 #![warn(missing_docs)]
 

@@ -10,9 +10,10 @@
 //! candidate and where load is: an endpoint of weight 3 may hold three times the requests before it looks as busy.
 //! Dividing the whole cost by the weight instead would starve the light ones of an idle cluster.
 //!
-//! An endpoint that asked to be spared (`Retry-After`) is asked only while nobody else is found. An estimate without fresh
-//! samples decays to half of what is typical in the cluster, and an unknown endpoint is taken for
-//! typical: a newcomer is neither flooded nor starved. *Typical* is the median of all estimates; the one kept here is
+//! An endpoint that asked to be spared (`Retry-After`) is asked only while nobody else is found.
+//!
+//! An estimate without fresh samples decays to half of what is typical in the cluster, and an unknown endpoint is taken
+//! for typical: a newcomer is neither flooded nor starved. *Typical* is the median of all estimates; the one kept here is
 //! refreshed at most every [`REFRESH`] from at most [`SAMPLE`] endpoints by whichever pick comes first, so a pick itself
 //! computes no median. It is late by that much, which against a time constant of ten seconds is nothing.
 

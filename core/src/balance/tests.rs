@@ -333,6 +333,16 @@ fn a_ring_moves_only_the_keys_of_who_left() {
 }
 
 #[test]
+fn hashing_honours_light_weights_among_many() {
+    for policy in [Policy::RingHash, Policy::Maglev] {
+        let weights: Vec<u32> = (0..60).map(|i| if i < 30 { 100 } else { 2 }).collect();
+        let shares = idle_shares(policy, &weights, &Fixture::new(60), 200_000);
+        let light: f64 = shares[30..].iter().sum();
+        assert!((0.015..0.025).contains(&light), "{policy:?}: {light:.4}");
+    }
+}
+
+#[test]
 fn maglev_moves_few_more() {
     for (len, gone) in [(3, 0), (10, 4), (100, 17)] {
         let share = moved(Policy::Maglev, len, gone);
@@ -367,6 +377,17 @@ fn large_clusters_are_shared_evenly() {
         let shares = idle_shares(policy, &weights, &Fixture::new(3000), 300_000);
         let most = shares.iter().copied().fold(0.0, f64::max) * 3000.0;
         assert!(most < 1.8, "{policy:?}: {most:.2}");
+    }
+}
+
+#[test]
+fn extreme_weights_neither_hang_nor_break_a_table() {
+    for policy in ALL {
+        let mut weights = vec![1; 1000];
+        weights[7] = u32::MAX;
+        let shares = idle_shares(policy, &weights, &Fixture::new(1000), 10_000);
+        // Maglev gives each at least a thousandth of the heaviest's places; the others round by far less.
+        assert!(shares[7] > 0.45, "{policy:?}: {}", shares[7]);
     }
 }
 
