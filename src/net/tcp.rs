@@ -554,7 +554,10 @@ mod tests {
                 listening_inodes(table, &"127.0.0.2:8080".parse().unwrap()),
                 [1003]
             );
-            assert_eq!(listening_inodes(table, &"127.0.0.1:80".parse().unwrap()), Vec::<u64>::new());
+            assert_eq!(
+                listening_inodes(table, &"127.0.0.1:80".parse().unwrap()),
+                Vec::<u64>::new()
+            );
         }
     }
 

@@ -343,3 +343,157 @@ pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
         || name.as_str().starts_with("x-bellwether-")
         || name.as_str().starts_with("if-")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data of a body, its trailers and what is left over.
+    fn read(bytes: &[u8]) -> Result<Option<(Vec<u8>, Option<HeaderMap>, BytesMut)>, ChunkError> {
+        let mut decoder = Decoder::new(Limits::default());
+        let mut buf = BytesMut::from(bytes);
+        let mut data = Vec::new();
+        loop {
+            match decoder.decode(&mut buf)? {
+                Some(Decoded::Data(bytes)) => data.extend_from_slice(&bytes),
+                Some(Decoded::End(trailers)) => return Ok(Some((data, trailers, buf))),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn refused(bytes: impl AsRef<[u8]>, expected: ChunkError) {
+        assert_eq!(read(bytes.as_ref()), Err(expected));
+    }
+
+    #[test]
+    fn chunks_are_joined_and_the_next_message_is_left_alone() {
+        let (data, trailers, rest) = read(b"5\r\nhello\r\n00B;a=\"b c\"\r\n, big world\r\n0\r\n\r\nGET")
+            .unwrap()
+            .unwrap();
+        assert_eq!(data, b"hello, big world");
+        assert_eq!(trailers, None);
+        assert_eq!(&rest[..], b"GET");
+    }
+
+    #[test]
+    fn data_is_handed_on_before_its_chunk_is_complete_and_without_a_copy() {
+        let mut decoder = Decoder::new(Limits::default());
+        let mut buf = BytesMut::from("ff\r\nabc");
+        let range = buf.as_ptr_range();
+        let Ok(Some(Decoded::Data(data))) = decoder.decode(&mut buf) else {
+            panic!("three bytes are there");
+        };
+        assert_eq!(&data[..], b"abc");
+        assert!(range.contains(&data.as_ptr()));
+        assert_eq!(decoder.decode(&mut buf), Ok(None));
+    }
+
+    #[test]
+    fn a_size_is_hexadecimal_digits_and_nothing_else() {
+        for bad in [
+            "0x5\r\n",
+            "+5\r\n",
+            "-5\r\n",
+            " 5\r\n",
+            "\t5\r\n",
+            "5 \r\n",
+            "5 ;a\r\n",
+            "5\t\r\n",
+            "\r\n",
+            ";a\r\n",
+            "g\r\n",
+            "5g\r\n",
+            "5,5\r\n",
+            "5\0\r\n",
+            "\u{665}\r\n",
+            "5.\r\n",
+            "\"5\"\r\n",
+        ] {
+            refused(bad, ChunkError::BadSize);
+        }
+        // Told from the first byte already.
+        refused("x", ChunkError::BadSize);
+        refused("\n", ChunkError::BadSize);
+        refused("10000000000000000\r\n", ChunkError::SizeTooLarge);
+        refused("00000000000000000\r\n", ChunkError::SizeTooLarge);
+        refused("fffffffffffffffff\r\n", ChunkError::SizeTooLarge);
+        assert_eq!(read(b"ffffffffffffffff\r\nabc"), Ok(None));
+        assert_eq!(read(b"0000000000000000\r\n\r\n").unwrap().unwrap().0, b"");
+    }
+
+    #[test]
+    fn lines_end_in_crlf() {
+        refused("5\nhello\r\n0\r\n\r\n", ChunkError::BareLf);
+        refused("5;a\nhello\r\n", ChunkError::BareLf);
+        refused("5\r\r\n", ChunkError::BareCr);
+        refused("5;a\rb\r\n", ChunkError::BareCr);
+        refused("5;a=\"\r\"\r\n", ChunkError::BareCr);
+        refused("5\rX\r\n", ChunkError::BareCr);
+        refused("5\r\nhello\n0\r\n\r\n", ChunkError::MissingCrlf);
+        refused("5\r\nhello0\r\n\r\n", ChunkError::MissingCrlf);
+        refused("5\r\nhello\rx", ChunkError::MissingCrlf);
+        refused("5\r\nhello!\r\n", ChunkError::MissingCrlf);
+        refused("5\r\nhello\r\n0\r\n\n", ChunkError::Trailer(HeadError::BareLf));
+        refused(
+            "5\r\nhello\r\n0\r\nX: a\n\r\n",
+            ChunkError::Trailer(HeadError::BareLf),
+        );
+    }
+
+    #[test]
+    fn extensions_are_text_and_bounded() {
+        refused("5;\0\r\n", ChunkError::BadExtension);
+        refused("5;\x7f\r\n", ChunkError::BadExtension);
+        refused(format!("5;{}\r\n", "a".repeat(2000)), ChunkError::LineTooLong);
+        refused("5;".to_owned() + &"a".repeat(2000), ChunkError::LineTooLong);
+        refused(
+            format!("1;{}\r\na\r\n", "a".repeat(1000)).repeat(17),
+            ChunkError::ExtensionsTooLarge,
+        );
+    }
+
+    #[test]
+    fn trailers_are_fields_without_the_forbidden_ones() {
+        let mut decoder = Decoder::new(Limits::default());
+        let mut buf = BytesMut::from(
+            "0\r\nGrpc-Status: 0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nHost: a\r\nAuthorization: b\r\n\
+             X-Forwarded-For: c\r\ngrpc-message: ok\r\n\r\n",
+        );
+        let Ok(Some(Decoded::End(Some(trailers)))) = decoder.decode(&mut buf) else {
+            panic!("the body ends");
+        };
+        assert_eq!(trailers.len(), 2);
+        assert_eq!(trailers["grpc-status"], "0");
+        assert_eq!(decoder.dropped_trailers(), 5);
+        assert_eq!(read(b"0\r\nHost: a\r\n\r\n").unwrap().unwrap().1, None);
+        refused(
+            "0\r\nX : a\r\n\r\n",
+            ChunkError::Trailer(HeadError::SpaceBeforeColon),
+        );
+        refused("0\r\nX: a\r\n b\r\n\r\n", ChunkError::Trailer(HeadError::ObsFold));
+        refused("0\r\nX: \0\r\n\r\n", ChunkError::Trailer(HeadError::BadValue));
+        // Dropped, but not unread.
+        refused("0\r\nHost: \0\r\n\r\n", ChunkError::Trailer(HeadError::BadValue));
+        refused("0\r\nnocolon\r\n\r\n", ChunkError::Trailer(HeadError::BadName));
+        refused(
+            format!("0\r\n{}\r\n", "X: a\r\n".repeat(65)),
+            ChunkError::Trailer(HeadError::TooManyHeaders),
+        );
+        refused(
+            format!("0\r\nX: {}\r\n\r\n", "a".repeat(20_000)),
+            ChunkError::Trailer(HeadError::HeadTooLarge),
+        );
+    }
+
+    #[test]
+    fn after_the_end_nothing_more_is_taken() {
+        let mut decoder = Decoder::new(Limits::default());
+        let mut buf = BytesMut::from("0\r\n\r\n5\r\nhello");
+        assert_eq!(decoder.decode(&mut buf), Ok(Some(Decoded::End(None))));
+        assert!(decoder.is_done());
+        assert_eq!(decoder.decode(&mut buf), Ok(Some(Decoded::End(None))));
+        assert_eq!(&buf[..], b"5\r\nhello");
+    }
+}

@@ -217,3 +217,148 @@ fn size_hint(headers: &HeaderMap) -> usize {
             sum + name.as_str().len() + value.len() + b": \r\n".len()
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn written(write: impl FnOnce(&mut BytesMut)) -> String {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    const LIES: [(&str, &str); 7] = [
+        ("content-length", "99"),
+        ("transfer-encoding", "gzip"),
+        ("connection", "close, x"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-connection", "keep-alive"),
+        ("upgrade", "h2c"),
+        ("x-a", "b"),
+    ];
+
+    #[test]
+    fn framing_and_connection_are_ours_alone() {
+        let request = |framing, connection| {
+            written(|out| request_head(out, &Method::POST, b"/a", &map(&LIES), framing, connection))
+        };
+        assert_eq!(
+            request(Framing::None, Connection::KeepAlive),
+            "POST /a HTTP/1.1\r\nx-a: b\r\n\r\n"
+        );
+        assert_eq!(
+            request(Framing::Length(0), Connection::Close),
+            "POST /a HTTP/1.1\r\nx-a: b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            request(
+                Framing::Chunked,
+                Connection::Upgrade(&HeaderValue::from_static("websocket"))
+            ),
+            "POST /a HTTP/1.1\r\nx-a: b\r\ntransfer-encoding: chunked\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn te_brings_its_connection_option() {
+        let text = written(|out| {
+            let headers = map(&[("te", "trailers")]);
+            request_head(
+                out,
+                &Method::GET,
+                b"/",
+                &headers,
+                Framing::None,
+                Connection::Close,
+            );
+        });
+        assert_eq!(
+            text,
+            "GET / HTTP/1.1\r\nte: trailers\r\nconnection: close, te\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_response_states_what_its_version_does_not_imply() {
+        let response = |version, framing, connection| {
+            written(|out| {
+                response_head(
+                    out,
+                    version,
+                    StatusCode::OK,
+                    &map(&LIES),
+                    framing,
+                    connection,
+                    Some(b"now"),
+                );
+            })
+        };
+        assert_eq!(
+            response(Version::HTTP_11, Framing::Length(5), Connection::KeepAlive),
+            "HTTP/1.1 200 OK\r\nx-a: b\r\ndate: now\r\ncontent-length: 5\r\n\r\n"
+        );
+        assert_eq!(
+            response(Version::HTTP_10, Framing::Length(5), Connection::KeepAlive),
+            "HTTP/1.0 200 OK\r\nx-a: b\r\ndate: now\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\n"
+        );
+        assert_eq!(
+            response(Version::HTTP_11, Framing::UntilClose, Connection::KeepAlive),
+            "HTTP/1.1 200 OK\r\nx-a: b\r\ndate: now\r\nconnection: close\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn the_date_of_the_upstream_stays_and_an_unknown_status_needs_no_reason() {
+        let text = written(|out| {
+            let status = StatusCode::from_u16(599).unwrap();
+            let headers = map(&[("date", "then")]);
+            response_head(
+                out,
+                Version::HTTP_11,
+                status,
+                &headers,
+                Framing::None,
+                Connection::KeepAlive,
+                Some(b"now"),
+            );
+        });
+        assert_eq!(text, "HTTP/1.1 599 \r\ndate: then\r\n\r\n");
+    }
+
+    #[test]
+    fn informational_heads_carry_their_fields() {
+        let text = written(|out| informational(out, StatusCode::EARLY_HINTS, &map(&[("link", "</a>")])));
+        assert_eq!(text, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        assert_eq!(
+            written(|out| informational(out, StatusCode::CONTINUE, &HeaderMap::new())),
+            "HTTP/1.1 100 Continue\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn chunks_have_lower_case_sizes_without_zeros() {
+        for (length, expected) in [
+            (1, "1\r\n"),
+            (15, "f\r\n"),
+            (16, "10\r\n"),
+            (4096, "1000\r\n"),
+            (usize::MAX, "ffffffffffffffff\r\n"),
+        ] {
+            assert_eq!(written(|out| chunk_prefix(out, length)), expected);
+        }
+        assert_eq!(written(|out| last_chunk(out, None)), "0\r\n\r\n");
+        let trailers = map(&[("grpc-status", "0"), ("content-length", "5"), ("host", "a")]);
+        assert_eq!(
+            written(|out| last_chunk(out, Some(&trailers))),
+            "0\r\ngrpc-status: 0\r\n\r\n"
+        );
+    }
+}

@@ -264,10 +264,8 @@ pub fn parse_request(
     };
 
     let head = buf.split_to(length).freeze();
-    let uri = target(
-        &line.method,
-        &head.slice(start + line.target.0..start + line.target.1),
-    )?;
+    let written = head.slice(start + line.target.0..start + line.target.1);
+    let uri = target(&line.method, &written).map_err(|error| scan::blame(&written, error))?;
     let (fields, facts) = read_fields(&head, &ends, limits, line.version, Role::Request)?;
 
     let host = fields.get(header::HOST);
@@ -381,7 +379,7 @@ fn search<T>(
     let mut begun = *scanned & FIRST_LINE != 0;
     let mut first = None;
     // One more than allowed is enough to see that there are too many.
-    let most = limits.headers + 2;
+    let most = limits.headers.saturating_add(2);
     let mut ends = LineEnds::new();
     let length = loop {
         let Some(end) = scan::line_end(window, at)? else {
@@ -643,8 +641,8 @@ fn read_fields(
     let (start, ends) = ends
         .split_first()
         .map_or((0, ends), |(&first, rest)| (first as usize + 1, rest));
-    // Room for what a proxy adds, so that the map is built once.
-    let mut map = HeaderMap::with_capacity(ends.len().min(limits.headers) + 4);
+    // Room for what a proxy adds, so that the map is built once; but `http` panics when asked for more than it can.
+    let mut map = HeaderMap::with_capacity(ends.len().min(1024) + 4);
     let mut facts = Facts::default();
     scan::fields(head, start, ends, limits.headers, &mut map, |name, value| {
         facts.note(name, value, version, role)?;
@@ -657,19 +655,916 @@ fn read_fields(
 mod tests {
     use super::*;
 
-    fn request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
-        parse_request(&mut BytesMut::from(bytes), &Limits::default(), &mut 0)
+    fn request_with(bytes: &[u8], limits: &Limits) -> Result<Option<RequestHead>, HeadError> {
+        parse_request(&mut BytesMut::from(bytes), limits, &mut 0)
+    }
+
+    fn request(bytes: impl AsRef<[u8]>) -> Result<RequestHead, HeadError> {
+        request_with(bytes.as_ref(), &Limits::default()).map(|head| head.expect("the head is complete"))
+    }
+
+    /// A request with these bytes behind a good request line and host.
+    fn with(fields: &str) -> Result<RequestHead, HeadError> {
+        request(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+    }
+
+    fn response_to(method: &Method, bytes: impl AsRef<[u8]>) -> Result<ResponseHead, HeadError> {
+        parse_response(
+            &mut BytesMut::from(bytes.as_ref()),
+            &Limits::default(),
+            &mut 0,
+            method,
+        )
+        .map(|head| head.expect("the head is complete"))
+    }
+
+    fn response(bytes: impl AsRef<[u8]>) -> Result<ResponseHead, HeadError> {
+        response_to(&Method::GET, bytes)
+    }
+
+    #[track_caller]
+    fn refused<T: std::fmt::Debug>(result: Result<T, HeadError>, expected: HeadError) {
+        assert_eq!(result.map(|_| ()), Err(expected));
     }
 
     #[test]
     fn a_request_is_read_with_its_framing() {
-        let head = request(b"POST /a?b=c HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc")
+        let mut buf =
+            BytesMut::from("POST /a?b=c HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nX-A:\t b \t\r\n\r\nabc");
+        let head = parse_request(&mut buf, &Limits::default(), &mut 0)
             .unwrap()
             .unwrap();
         assert_eq!(head.method, Method::POST);
         assert_eq!(head.uri, "/a?b=c");
+        assert_eq!(head.version, Version::HTTP_11);
         assert_eq!(head.framing, Framing::Length(3));
-        assert!(head.keep_alive);
-        assert_eq!(head.headers.len(), 2);
+        assert!(head.keep_alive && !head.expect_continue && !head.upgrade);
+        assert_eq!(head.headers.len(), 3);
+        assert_eq!(head.headers["x-a"], "b");
+        assert_eq!(&buf[..], b"abc");
+    }
+
+    #[test]
+    fn values_share_the_bytes_that_were_read() {
+        let mut buf = BytesMut::from("GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n");
+        let range = buf.as_ptr_range();
+        let head = parse_request(&mut buf, &Limits::default(), &mut 0)
+            .unwrap()
+            .unwrap();
+        assert!(range.contains(&head.headers[header::HOST].as_bytes().as_ptr()));
+    }
+
+    // reliability.md, messages, line 1.
+    #[test]
+    fn length_and_encoding_together_are_refused_in_any_order() {
+        refused(
+            with("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"),
+            HeadError::ContentLengthAndTransferEncoding,
+        );
+        refused(
+            with("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n"),
+            HeadError::ContentLengthAndTransferEncoding,
+        );
+        refused(
+            with("tRANSFER-eNCODING: chunked\r\nX: y\r\ncONTENT-lENGTH: 0\r\n"),
+            HeadError::ContentLengthAndTransferEncoding,
+        );
+    }
+
+    #[test]
+    fn a_length_is_plain_digits_once() {
+        assert_eq!(with("Content-Length: 0\r\n").unwrap().framing, Framing::Length(0));
+        assert_eq!(
+            with("Content-Length:  42\t\r\n").unwrap().framing,
+            Framing::Length(42)
+        );
+        assert_eq!(
+            with("Content-Length: 9999999999999999999\r\n").unwrap().framing,
+            Framing::Length(9_999_999_999_999_999_999)
+        );
+        for bad in [
+            "",
+            "+3",
+            "-3",
+            "0x3",
+            "3 3",
+            "3,3",
+            "3, 3",
+            "3;",
+            "a",
+            "3.0",
+            "1e3",
+            "\u{664}",
+            "\"3\"",
+            "10000000000000000000",
+            "00000000000000000003",
+            "99999999999999999999999999",
+        ] {
+            refused(
+                with(&format!("Content-Length: {bad}\r\n")),
+                HeadError::BadContentLength,
+            );
+        }
+        refused(
+            with("Content-Length: 3\r\nContent-Length: 3\r\n"),
+            HeadError::DuplicateContentLength,
+        );
+        refused(
+            with("Content-Length: 3\r\ncontent-length: 4\r\n"),
+            HeadError::DuplicateContentLength,
+        );
+    }
+
+    #[test]
+    fn an_encoding_is_exactly_chunked() {
+        assert_eq!(
+            with("Transfer-Encoding: chunked\r\n").unwrap().framing,
+            Framing::Chunked
+        );
+        assert_eq!(
+            with("Transfer-Encoding: ChUnKeD\r\n").unwrap().framing,
+            Framing::Chunked
+        );
+        assert_eq!(
+            with("Transfer-Encoding:\tchunked \r\n").unwrap().framing,
+            Framing::Chunked
+        );
+        for bad in [
+            "",
+            "xchunked",
+            "chunkedx",
+            "chunked,",
+            ",chunked",
+            "chunked, chunked",
+            "gzip, chunked",
+            "chunked, identity",
+            "identity",
+            "identity, chunked",
+            "gzip",
+            "chunked;q=1",
+            "\"chunked\"",
+            "chunked\u{a0}",
+            "chun ked",
+            "trailers",
+        ] {
+            refused(
+                with(&format!("Transfer-Encoding: {bad}\r\n")),
+                HeadError::BadTransferEncoding,
+            );
+        }
+        for twice in ["chunked", "identity", "gzip", ""] {
+            refused(
+                with(&format!(
+                    "Transfer-Encoding: chunked\r\nTransfer-Encoding: {twice}\r\n"
+                )),
+                HeadError::BadTransferEncoding,
+            );
+        }
+        refused(
+            with("Transfer-Encoding: chunked\x0b\r\n"),
+            HeadError::BadTransferEncoding,
+        );
+        refused(
+            request("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            HeadError::TransferEncodingIn10,
+        );
+        refused(
+            response("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            HeadError::TransferEncodingIn10,
+        );
+    }
+
+    // Line 2.
+    #[test]
+    fn lines_end_in_crlf() {
+        for bad in [
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\n\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\nTransfer-Encoding: chunked\r\n\r\n",
+            "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            refused(request(bad), HeadError::BareLf);
+        }
+        for bad in [
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX\r: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\rTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\r\nHost: a\r\n\r\n",
+            "GET /\r HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\rGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\r\n\r\n",
+        ] {
+            refused(request(bad), HeadError::BareCr);
+        }
+    }
+
+    #[test]
+    fn a_bare_lf_is_refused_before_the_head_is_complete() {
+        refused(
+            request_with(b"GET / HTTP/1.1\r\nHost: a\n", &Limits::default()),
+            HeadError::BareLf,
+        );
+    }
+
+    #[test]
+    fn values_hold_text_only() {
+        for byte in 0..=255_u8 {
+            let bytes = [b"GET / HTTP/1.1\r\nHost: a\r\nX: b", &[byte][..], b"c\r\n\r\n"].concat();
+            let result = request(bytes);
+            match byte {
+                b'\t' | b' '..=b'~' | 0x80..=0xff => {
+                    assert_eq!(
+                        result.unwrap().headers["x"].as_bytes(),
+                        [b'b', byte, b'c'],
+                        "{byte:#x}"
+                    );
+                }
+                b'\n' => refused(result, HeadError::BareLf),
+                b'\r' => refused(result, HeadError::BareCr),
+                _ => refused(result, HeadError::BadValue),
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_tokens() {
+        for byte in 0..=255_u8 {
+            let bytes = [b"GET / HTTP/1.1\r\nHost: a\r\nX", &[byte][..], b"y: b\r\n\r\n"].concat();
+            let result = request(bytes);
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            match byte {
+                _ if token => {
+                    let name = [b'x', byte.to_ascii_lowercase(), b'y'];
+                    assert!(
+                        result
+                            .unwrap()
+                            .headers
+                            .contains_key(std::str::from_utf8(&name).unwrap()),
+                        "{byte:#x}"
+                    );
+                }
+                // `X:y: b` is a field named `x`.
+                b':' => assert_eq!(result.unwrap().headers["x"], "y: b"),
+                b'\n' => refused(result, HeadError::BareLf),
+                b'\r' => refused(result, HeadError::BareCr),
+                _ => refused(result, HeadError::BadName),
+            }
+        }
+        refused(with(": b\r\n"), HeadError::BadName);
+        refused(with("nocolon\r\n"), HeadError::BadName);
+        refused(with("\u{fe0f}X: b\r\n"), HeadError::BadName);
+    }
+
+    #[test]
+    fn white_space_around_names_is_refused() {
+        refused(
+            with("Transfer-Encoding : chunked\r\n"),
+            HeadError::SpaceBeforeColon,
+        );
+        refused(
+            with("Transfer-Encoding\t: chunked\r\n"),
+            HeadError::SpaceBeforeColon,
+        );
+        refused(with("Content-Length : 3\r\n"), HeadError::SpaceBeforeColon);
+        refused(with("Transfer Encoding: chunked\r\n"), HeadError::BadName);
+        refused(with("X: b\r\n folded\r\n"), HeadError::ObsFold);
+        refused(with("X: b\r\n\tfolded: c\r\n"), HeadError::ObsFold);
+        refused(
+            with("Transfer-Encoding:\r\n chunked\r\n"),
+            HeadError::BadTransferEncoding,
+        );
+        refused(with("X:\r\n chunked\r\n"), HeadError::ObsFold);
+        refused(request("GET / HTTP/1.1\r\n Host: a\r\n\r\n"), HeadError::ObsFold);
+        refused(response("HTTP/1.1 200 OK\r\n X: a\r\n\r\n"), HeadError::ObsFold);
+        refused(
+            response("HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n"),
+            HeadError::ObsFold,
+        );
+    }
+
+    // Line 3.
+    #[test]
+    fn one_valid_host_is_needed() {
+        refused(request("GET / HTTP/1.1\r\n\r\n"), HeadError::MissingHost);
+        refused(
+            request("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"),
+            HeadError::DuplicateHost,
+        );
+        refused(
+            request("GET / HTTP/1.0\r\nHost: a\r\nhost: b\r\n\r\n"),
+            HeadError::DuplicateHost,
+        );
+        request("GET / HTTP/1.0\r\n\r\n").unwrap();
+        for good in [
+            "a",
+            "a.b-c_d~e",
+            "A.EXAMPLE.:443",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::ffff:1.2.3.4]:65535",
+            "0",
+        ] {
+            request(format!("GET / HTTP/1.1\r\nHost: {good}\r\n\r\n")).unwrap();
+        }
+        let long = "a".repeat(256);
+        for bad in [
+            "",
+            "u@a",
+            "u:p@a",
+            "a/b",
+            "/",
+            "a b",
+            "a\tb",
+            "a,b",
+            "a, a",
+            "a:",
+            "a:x",
+            "a:+1",
+            "a:65536",
+            "a:000080",
+            "a:80:80",
+            ":80",
+            "[::1",
+            "::1",
+            "[]",
+            "[::1%25eth0]",
+            "[::1]x",
+            "[v1.a]",
+            "a%41",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "*",
+            "a;b",
+            "\u{e9}",
+            "a\"",
+            "<a>",
+            &long,
+        ] {
+            refused(
+                request(format!("GET / HTTP/1.1\r\nHost: {bad}\r\n\r\n")),
+                HeadError::BadHost,
+            );
+        }
+        refused(
+            request("GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
+            HeadError::BadHost,
+        );
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_same_host() {
+        let head = request("GET http://A.b:80/c?d HTTP/1.1\r\nHost: a.B:80\r\n\r\n").unwrap();
+        assert_eq!(head.uri.authority().unwrap(), "a.b:80");
+        assert_eq!(head.uri.path_and_query().unwrap(), "/c?d");
+        assert_eq!(
+            request("GET HTTPS://a HTTP/1.1\r\nHost: a\r\n\r\n")
+                .unwrap()
+                .uri
+                .path(),
+            "/"
+        );
+        let head = request("GET http://a?b HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(head.uri.path_and_query().unwrap().as_str(), "/?b");
+        request("GET http://a/ HTTP/1.0\r\n\r\n").unwrap();
+        refused(
+            request("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n"),
+            HeadError::HostMismatch,
+        );
+        refused(
+            request("GET http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::HostMismatch,
+        );
+        refused(
+            request("GET http://a/ HTTP/1.0\r\nHost: b\r\n\r\n"),
+            HeadError::HostMismatch,
+        );
+        refused(request("GET http://a/ HTTP/1.1\r\n\r\n"), HeadError::MissingHost);
+        for bad in [
+            "http://",
+            "http:///b",
+            "http://u@a/",
+            "http:a",
+            "ftp://a/",
+            "a",
+            "a/b",
+            "http://a#b",
+            "http://a:/",
+        ] {
+            refused(
+                request(format!("GET {bad} HTTP/1.1\r\nHost: a\r\n\r\n")),
+                HeadError::BadTarget,
+            );
+        }
+    }
+
+    // Line 4.
+    #[test]
+    fn methods_are_tokens() {
+        for byte in 0..=255_u8 {
+            let bytes = [b"G", &[byte][..], b"T / HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+            let result = request(bytes);
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            match byte {
+                _ if token => assert_eq!(result.unwrap().method.as_str().as_bytes(), [b'G', byte, b'T']),
+                b' ' => refused(result, HeadError::BadTarget),
+                b'\n' => refused(result, HeadError::BareLf),
+                b'\r' => refused(result, HeadError::BareCr),
+                _ => refused(result, HeadError::BadMethod),
+            }
+        }
+        refused(
+            request(" GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadMethod,
+        );
+        refused(
+            request("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadMethod,
+        );
+        // The first record of a TLS handshake.
+        refused(
+            request_with(b"\x16\x03\x01", &Limits::default()),
+            HeadError::BadMethod,
+        );
+    }
+
+    #[test]
+    fn targets_hold_what_may_stand_there() {
+        for byte in 0..=255_u8 {
+            let path = request([b"GET /x", &[byte][..], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
+            let query = request([b"GET /?", &[byte][..], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
+            match byte {
+                b'\n' => {
+                    refused(path, HeadError::BareLf);
+                    refused(query, HeadError::BareLf);
+                }
+                b'\r' => {
+                    refused(path, HeadError::BareCr);
+                    refused(query, HeadError::BareCr);
+                }
+                b'"' | b'#' | b'<' | b'>' => {
+                    refused(path, HeadError::BadTarget);
+                    refused(query, HeadError::BadTarget);
+                }
+                b'\\' | b'`' => {
+                    refused(path, HeadError::BadTarget);
+                    assert_eq!(query.unwrap().uri.query().unwrap().as_bytes(), [byte]);
+                }
+                b'!'..=b'~' => {
+                    let kept = path
+                        .unwrap()
+                        .uri
+                        .path_and_query()
+                        .unwrap()
+                        .as_str()
+                        .as_bytes()
+                        .to_vec();
+                    assert_eq!(kept, [b'/', b'x', byte]);
+                    assert_eq!(query.unwrap().uri.query().unwrap().as_bytes(), [byte]);
+                }
+                _ => {
+                    refused(path, HeadError::BadTarget);
+                    refused(query, HeadError::BadTarget);
+                }
+            }
+        }
+        assert_eq!(
+            request("GET //a/../b HTTP/1.1\r\nHost: a\r\n\r\n")
+                .unwrap()
+                .uri
+                .path(),
+            "//a/../b"
+        );
+        refused(
+            request("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+        refused(
+            request("GET ?a HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+        refused(
+            request("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+    }
+
+    #[test]
+    fn the_star_belongs_to_options_and_an_authority_to_connect() {
+        assert_eq!(request("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().uri, "*");
+        refused(request("GET * HTTP/1.1\r\nHost: a\r\n\r\n"), HeadError::BadTarget);
+        refused(
+            request("OPTIONS ** HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+        let head = request("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n").unwrap();
+        assert_eq!(head.uri.authority().unwrap(), "a:443");
+        request("CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\r\n").unwrap();
+        for bad in [
+            "a",
+            "/",
+            "*",
+            "http://a:443/",
+            "a:443/",
+            "a:",
+            ":443",
+            "u@a:443",
+            "[::1]",
+            "::1",
+        ] {
+            refused(
+                request(format!("CONNECT {bad} HTTP/1.1\r\nHost: a\r\n\r\n")),
+                HeadError::BadTarget,
+            );
+        }
+        refused(
+            request("CONNECT a:1 HTTP/1.1\r\nHost: a:2\r\n\r\n"),
+            HeadError::HostMismatch,
+        );
+        refused(
+            request("GET a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+    }
+
+    #[test]
+    fn other_versions_are_refused_as_soon_as_the_first_line_is_there() {
+        for bad in [
+            "GET /\r\n",
+            "GET\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET / HTTP/2.0\r\n",
+            "GET / HTTP/0.9\r\n",
+            "GET / HTTP/1.2\r\n",
+            "GET / HTTP/1.10\r\n",
+            "GET / http/1.1\r\n",
+            "GET / HTTP/1,1\r\n",
+            "GET / HTTP/ 1.1\r\n",
+            "GET / HTTP/1.1 \r\n",
+            "GET /\tHTTP/1.1\r\n",
+            "GET HTTP/1.1\r\n",
+            "GET / HTTP/1.1x\r\n",
+            "GET / HTTP/11\r\n",
+        ] {
+            refused(
+                request_with(bad.as_bytes(), &Limits::default()),
+                HeadError::BadVersion,
+            );
+        }
+        refused(request("GET  HTTP/1.1\r\nHost: a\r\n\r\n"), HeadError::BadTarget);
+        refused(
+            request("GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+        refused(
+            request("GET /  HTTP/1.1\r\nHost: a\r\n\r\n"),
+            HeadError::BadTarget,
+        );
+    }
+
+    // Line 6.
+    #[test]
+    fn limits_are_exact() {
+        let head = b"GET /12345 HTTP/1.1\r\nHost: a\r\nX: b\r\n\r\n";
+        let exact = Limits {
+            head_bytes: head.len(),
+            headers: 2,
+            target_bytes: 6,
+        };
+        request_with(head, &exact).unwrap().unwrap();
+        let result = |limits| request_with(head, &limits);
+        refused(
+            result(Limits {
+                head_bytes: head.len() - 1,
+                ..exact
+            }),
+            HeadError::HeadTooLarge,
+        );
+        refused(result(Limits { headers: 1, ..exact }), HeadError::TooManyHeaders);
+        refused(
+            result(Limits {
+                target_bytes: 5,
+                ..exact
+            }),
+            HeadError::TargetTooLong,
+        );
+        // A first line without an end is a target without one.
+        refused(
+            result(Limits {
+                head_bytes: 10,
+                ..exact
+            }),
+            HeadError::TargetTooLong,
+        );
+        assert_eq!(HeadError::HeadTooLarge.status(), 431);
+        assert_eq!(HeadError::TooManyHeaders.status(), 431);
+        assert_eq!(HeadError::TargetTooLong.status(), 414);
+    }
+
+    #[test]
+    fn more_fields_than_a_map_holds_are_an_error_and_not_a_panic() {
+        let fields: String = (0..40_000).map(|index| format!("x{index}:\r\n")).collect();
+        let bytes = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        let limits = Limits {
+            head_bytes: 1 << 20,
+            headers: usize::MAX - 2,
+            target_bytes: 1 << 20,
+        };
+        refused(request_with(bytes.as_bytes(), &limits), HeadError::TooManyHeaders);
+    }
+
+    #[test]
+    fn a_target_longer_than_a_uri_can_hold_is_an_error_and_not_a_panic() {
+        let limits = Limits {
+            head_bytes: 1 << 20,
+            headers: 10,
+            target_bytes: 1 << 20,
+        };
+        let with = |length: usize| {
+            let path = "a".repeat(length - 1);
+            request_with(
+                format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes(),
+                &limits,
+            )
+        };
+        with(65_534).unwrap().unwrap();
+        refused(with(65_535), HeadError::TargetTooLong);
+        let query = "a".repeat(65_534 - "http://a?".len());
+        refused(
+            request_with(
+                format!("GET http://a?{query} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes(),
+                &limits,
+            ),
+            HeadError::BadTarget,
+        );
+    }
+
+    // Line 7.
+    #[test]
+    fn a_connection_lives_as_its_version_and_options_say() {
+        let lives = |version: &str, connection: &str| {
+            request(format!("GET / {version}\r\nHost: a\r\n{connection}\r\n"))
+                .unwrap()
+                .keep_alive
+        };
+        assert!(lives("HTTP/1.1", ""));
+        assert!(lives("HTTP/1.1", "Connection: keep-alive\r\n"));
+        assert!(!lives("HTTP/1.1", "Connection: close\r\n"));
+        assert!(!lives("HTTP/1.1", "Connection: x , CLOSE\t,y\r\n"));
+        assert!(!lives(
+            "HTTP/1.1",
+            "Connection: keep-alive\r\nConnection: close\r\n"
+        ));
+        assert!(lives("HTTP/1.1", "Connection: closed, x-close\r\n"));
+        assert!(!lives("HTTP/1.0", ""));
+        assert!(lives("HTTP/1.0", "Connection: Keep-Alive\r\n"));
+        assert!(!lives("HTTP/1.0", "Connection: keep-alive, close\r\n"));
+    }
+
+    #[test]
+    fn expectation_and_upgrade_are_told_apart_from_noise() {
+        assert!(
+            with("Expect: 100-Continue\r\nContent-Length: 3\r\n")
+                .unwrap()
+                .expect_continue
+        );
+        assert!(
+            with("Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n")
+                .unwrap()
+                .expect_continue
+        );
+        assert!(!with("Expect: 100-continue\r\n").unwrap().expect_continue);
+        assert!(
+            !with("Expect: 100-continue\r\nContent-Length: 0\r\n")
+                .unwrap()
+                .expect_continue
+        );
+        assert!(
+            !with("Expect: 200-ok\r\nContent-Length: 3\r\n")
+                .unwrap()
+                .expect_continue
+        );
+        assert!(
+            with("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n")
+                .unwrap()
+                .upgrade
+        );
+        assert!(!with("Upgrade: websocket\r\n").unwrap().upgrade);
+        assert!(!with("Connection: upgrade\r\n").unwrap().upgrade);
+        let old = "POST / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+        let old = request(old).unwrap();
+        assert!(!old.upgrade && !old.expect_continue);
+    }
+
+    #[test]
+    fn pipelined_requests_are_read_one_by_one() {
+        let mut buf =
+            BytesMut::from("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n\r\n");
+        let mut scanned = 0;
+        let mut next = || parse_request(&mut buf, &Limits::default(), &mut scanned).unwrap();
+        assert_eq!(next().unwrap().uri, "/1");
+        assert_eq!(next().unwrap().uri, "/2");
+        assert!(next().is_none());
+        assert!(!has_begun(&buf));
+        assert!(has_begun(b"G") && has_begun(b"\r\nG"));
+    }
+
+    #[test]
+    fn smuggling_attempts_are_refused() {
+        for attempt in [
+            // CL.TE, TE.CL, TE.TE
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n1\r\nZ\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: cow\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: cow\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\n Transfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nX: X\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nX: X\rTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding\r\n: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\x0bchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \0chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: 'chunked'\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding;: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\n\0Transfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5,6\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n 6\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            let refusal = request(attempt).expect_err(attempt);
+            assert_eq!(refusal.status(), 400, "{attempt}");
+        }
+    }
+
+    #[test]
+    fn slow_input_is_searched_once() {
+        // What the parser remembers points behind everything seen, so nothing is searched again.
+        let mut buf = BytesMut::new();
+        let mut scanned = 0;
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (index, &byte) in head.iter().enumerate() {
+            buf.extend_from_slice(&[byte]);
+            let result = parse_request(&mut buf, &Limits::default(), &mut scanned).unwrap();
+            assert_eq!(result.is_some(), index + 1 == head.len());
+            if result.is_none() {
+                assert_eq!(scanned & !FIRST_LINE, index + 1);
+            }
+        }
+    }
+
+    // Line 10.
+    #[test]
+    fn hostile_responses_are_refused() {
+        for (bad, error) in [
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::ContentLengthAndTransferEncoding,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                HeadError::ContentLengthAndTransferEncoding,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                HeadError::DuplicateContentLength,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                HeadError::BadTransferEncoding,
+            ),
+            ("HTTP/1.1 200 OK\nX: a\n\n", HeadError::BareLf),
+            ("HTTP/1.1 200 O\rK\r\n\r\n", HeadError::BareCr),
+            ("HTTP/1.1 200 O\0K\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", HeadError::BadValue),
+            ("HTTP/1.1 099 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 600 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 999 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 2000 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 20 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 2x0 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1  200 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1 -20 x\r\n\r\n", HeadError::BadStatus),
+            ("HTTP/1.1\r\n\r\n", HeadError::BadVersion),
+            ("HTTP/2 200 OK\r\n\r\n", HeadError::BadVersion),
+            ("HTTP/1.2 200 OK\r\n\r\n", HeadError::BadVersion),
+            ("ICY 200 OK\r\n\r\n", HeadError::BadVersion),
+            ("\r\nHTTP/1.1 200 OK\r\n\r\n", HeadError::BadVersion),
+            (
+                "HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n",
+                HeadError::BodyOnInformational,
+            ),
+            (
+                "HTTP/1.1 103 x\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::BodyOnInformational,
+            ),
+        ] {
+            assert_eq!(response(bad).map(|_| ()), Err(error), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_response_ends_where_its_status_method_and_fields_say() {
+        let framing = |method: &Method, text: &str| {
+            let head = response_to(method, format!("HTTP/1.1 {text}\r\n\r\n")).unwrap();
+            (head.framing, head.keep_alive)
+        };
+        let get = |text| framing(&Method::GET, text);
+        assert_eq!(get("200 OK\r\nContent-Length: 3"), (Framing::Length(3), true));
+        assert_eq!(
+            get("200 OK\r\nTransfer-Encoding: chunked"),
+            (Framing::Chunked, true)
+        );
+        assert_eq!(
+            get("200 OK\r\nContent-Length: 3\r\nConnection: close"),
+            (Framing::Length(3), false)
+        );
+        assert_eq!(get("200 OK"), (Framing::UntilClose, false));
+        assert_eq!(get("200\r\nConnection: keep-alive"), (Framing::UntilClose, false));
+        assert_eq!(get("204 No Content"), (Framing::None, true));
+        assert_eq!(get("204 No Content\r\nContent-Length: 0"), (Framing::None, true));
+        // A body where none may be: whatever follows must not become the next response.
+        assert_eq!(get("204 No Content\r\nContent-Length: 5"), (Framing::None, false));
+        assert_eq!(
+            get("204 No Content\r\nTransfer-Encoding: chunked"),
+            (Framing::None, false)
+        );
+        assert_eq!(
+            get("304 Not Modified\r\nContent-Length: 5"),
+            (Framing::None, true)
+        );
+        assert_eq!(get("100 Continue"), (Framing::None, true));
+        assert_eq!(
+            get("101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade"),
+            (Framing::None, true)
+        );
+        assert_eq!(
+            framing(&Method::HEAD, "200 OK\r\nContent-Length: 5"),
+            (Framing::None, true)
+        );
+        assert_eq!(
+            framing(&Method::HEAD, "200 OK\r\nTransfer-Encoding: chunked"),
+            (Framing::None, true)
+        );
+        assert_eq!(framing(&Method::HEAD, "200 OK"), (Framing::None, true));
+        assert_eq!(
+            framing(&Method::CONNECT, "200 OK\r\nContent-Length: 5"),
+            (Framing::None, true)
+        );
+        assert_eq!(
+            framing(&Method::CONNECT, "403 No\r\nContent-Length: 5"),
+            (Framing::Length(5), true)
+        );
+        let old = |connection: &str| {
+            response(format!(
+                "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n{connection}\r\n"
+            ))
+            .unwrap()
+            .keep_alive
+        };
+        assert!(!old(""));
+        assert!(old("Connection: keep-alive\r\n"));
+    }
+
+    #[test]
+    fn every_refusal_has_a_word_of_its_own() {
+        let all = [
+            HeadError::BareLf,
+            HeadError::BareCr,
+            HeadError::ObsFold,
+            HeadError::SpaceBeforeColon,
+            HeadError::BadMethod,
+            HeadError::BadTarget,
+            HeadError::TargetTooLong,
+            HeadError::BadVersion,
+            HeadError::BadStatus,
+            HeadError::HeadTooLarge,
+            HeadError::TooManyHeaders,
+            HeadError::BadName,
+            HeadError::BadValue,
+            HeadError::ContentLengthAndTransferEncoding,
+            HeadError::BadContentLength,
+            HeadError::DuplicateContentLength,
+            HeadError::BadTransferEncoding,
+            HeadError::TransferEncodingIn10,
+            HeadError::BodyOnInformational,
+            HeadError::MissingHost,
+            HeadError::DuplicateHost,
+            HeadError::BadHost,
+            HeadError::HostMismatch,
+        ];
+        let words: std::collections::BTreeSet<_> = all.iter().map(|error| error.name()).collect();
+        assert_eq!(words.len(), all.len());
+        assert!(all.iter().all(|error| error.status().is_client_error()));
     }
 }

@@ -5,7 +5,10 @@
 //! 3. What is accepted and written again parses to the same, under both parsers, and nothing is left over: an upstream
 //!    receives exactly one message.
 
-#![allow(unreachable_pub, reason = "the fuzz package takes this file in by path and calls it from outside")]
+#![allow(
+    unreachable_pub,
+    reason = "the fuzz package takes this file in by path and calls it from outside"
+)]
 
 use bytes::BytesMut;
 use http::{HeaderMap, Method, Version, header};
