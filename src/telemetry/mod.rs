@@ -4,7 +4,11 @@
 //! Prometheus. The access log is one line per request, written by a thread of its own. Events are state changes in the
 //! order they happened. Nothing here may make a request wait, and nothing here grows without a bound.
 
+mod access_line;
+mod access_log;
 mod cells;
+pub mod diagnostics;
+mod events;
 #[cfg(test)]
 mod exposition;
 mod handles;
@@ -14,7 +18,13 @@ mod process;
 mod recorder;
 mod scrape;
 
+pub use access_line::AccessRecord;
+pub use access_log::{
+    AccessFilter, AccessFormat, AccessLog, AccessOutput, AccessSettings, AccessWriter, Sink, is_error,
+};
 pub use cells::{Bounds, WorkerId};
+pub use diagnostics::{LogControl, LogFormat, LogLevel};
+pub use events::{Change, EVENTS_KEPT, Event, EventKind, Events};
 pub use handles::{
     AttemptEnd, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics, ProcessMetrics, RequestEnd,
     RouteMetrics, Shown,
