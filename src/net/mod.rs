@@ -8,6 +8,7 @@
 pub mod address;
 pub mod io;
 pub mod memory;
+pub mod proxy_protocol;
 pub mod tcp;
 pub mod tls;
 
