@@ -25,7 +25,8 @@ use super::io::{Io, PeerInfo};
 /// How to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// Several sockets may share the address, and the kernel spreads connections over them.
+    /// Several sockets may share the address, and the kernel spreads connections over them. For [`bind_workers`]:
+    /// sockets of other processes too, as when a running binary is replaced.
     pub reuse_port: bool,
     /// Connections the kernel keeps ready before they are accepted; `net.core.somaxconn` caps it.
     pub backlog: u32,
@@ -205,7 +206,8 @@ pub fn listen_unix(path: &Path, options: &ListenOptions) -> io::Result<StdUnixLi
 
 /// One listening socket per worker for one address; with port 0 all of them share the port the system chose.
 ///
-/// `reuse_port` of the options is overruled as needed.
+/// Unless `reuse_port` is set, an address that another process listens on is an error, even where the kernel would
+/// have let us join.
 ///
 /// # Errors
 /// As [`listen`] and [`listen_unix`]; either all workers get their socket or none.
@@ -219,14 +221,8 @@ pub fn bind_workers(
             // Alone first: joining a group that another process of ours already has would succeed silently and take
             // half of its connections.
             let mut address = *address;
-            if address.port() != 0 {
-                drop(bind(
-                    &address,
-                    &ListenOptions {
-                        reuse_port: false,
-                        ..*options
-                    },
-                )?);
+            if address.port() != 0 && !options.reuse_port {
+                drop(bind(&address, options)?);
             }
             let shared = ListenOptions {
                 reuse_port: true,
@@ -514,6 +510,16 @@ mod tests {
         assert!(bound.iter().all(|b| port(b) == port(&bound[0])));
         let second = bind_workers(&local(port(&bound[0])), 1, &ListenOptions::default()).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        let successor = ListenOptions {
+            reuse_port: true,
+            ..ListenOptions::default()
+        };
+        assert_eq!(
+            bind_workers(&local(port(&bound[0])), 2, &successor)
+                .unwrap()
+                .len(),
+            2
+        );
     }
 
     #[test]
