@@ -3,6 +3,16 @@
 //! Everything here looks at one message and knows nothing of routes, clusters or connections. Functions take what
 //! they need and change a head in place; those on the way of every request cost nothing when there is nothing to do.
 
+pub mod direct_response;
+pub mod edits;
 pub mod forwarded;
+pub mod grpc;
 pub mod hygiene;
 pub mod path;
+pub mod redirect;
+pub mod repeatable;
+pub mod reply;
+pub mod request_id;
+pub mod rewrite;
+pub mod template;
+pub mod trace;
