@@ -349,7 +349,9 @@ mod tests {
     use super::*;
 
     /// The data of a body, its trailers and what is left over.
-    fn read(bytes: &[u8]) -> Result<Option<(Vec<u8>, Option<HeaderMap>, BytesMut)>, ChunkError> {
+    type Body = (Vec<u8>, Option<HeaderMap>, BytesMut);
+
+    fn read(bytes: &[u8]) -> Result<Option<Body>, ChunkError> {
         let mut decoder = Decoder::new(Limits::default());
         let mut buf = BytesMut::from(bytes);
         let mut data = Vec::new();
