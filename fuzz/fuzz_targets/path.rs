@@ -12,5 +12,8 @@ libfuzzer_sys::fuzz_target!(|input: &str| {
     assert!(!once.contains("//"));
     // Whoever decodes once more finds no dot segment either.
     let lower = once.to_ascii_lowercase().replace("%2e", ".");
-    assert!(!lower.split('/').any(|segment| segment == "." || segment == ".."), "{once}");
+    assert!(
+        !lower.split('/').any(|segment| segment == "." || segment == ".."),
+        "{once}"
+    );
 });
