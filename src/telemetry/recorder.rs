@@ -174,8 +174,10 @@ impl Recorder {
         }
     }
 
-    /// What may change with a reload. Workers and buckets may not: cells are made for them.
+    /// What may change with a reload. Workers and buckets may not: cells are made for them. To be called with every
+    /// reload: it also ends what reloads before left behind, should nobody ever scrape.
     pub fn reconfigure(&self, labels: Vec<(String, String)>, max_endpoints: usize) {
+        self.retire(Instant::now());
         let mut known = self.known.lock();
         known.labels = labels;
         known.max_endpoints = max_endpoints;
@@ -282,7 +284,7 @@ impl Recorder {
         scrape.finish()
     }
 
-    /// Ends the series of what nobody holds any more. Every scrape does this.
+    /// Ends the series of what nobody holds any more. Every scrape and every reload does this.
     pub fn retire(&self, now: Instant) {
         let mut known = self.known.lock();
         known.listeners.retain(|_, entry| entry.keep(now));
