@@ -1,4 +1,209 @@
 //! Clusters: endpoints, connections to them, and where their addresses come from.
+//!
+//! A [`Cluster`] is part of a snapshot and immutable; what is learned about its members lives in [`EndpointState`]
+//! and is found again by the next snapshot. Picking reads that state in place. Connections belong to one worker each
+//! ([`pool`]), so checking one out takes no lock.
 
+pub mod connect;
 pub mod discovery;
+pub mod endpoint;
+pub mod exchange;
+pub mod pool;
 pub mod probe;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bellwether_core::balance::{Balancer, Load, Members};
+use bellwether_core::slow_start::SlowStart;
+use bellwether_core::{Dice, Moment};
+use smallvec::SmallVec;
+
+use crate::net::proxy_protocol;
+use crate::net::tls::ClientTls;
+use crate::route::HashKey;
+use crate::telemetry::ClusterMetrics;
+pub use endpoint::{Endpoint, EndpointState};
+
+/// Which protocol to speak to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// What ALPN chooses over TLS, HTTP/1.1 otherwise.
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, over plain TCP with prior knowledge.
+    Http2,
+}
+
+/// Settings of a cluster.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Protocol towards endpoints.
+    pub protocol: Protocol,
+    /// TCP, TLS and HTTP/2 handshakes together.
+    pub connect_timeout: Duration,
+    /// Keep-alive probes of the kernel.
+    pub tcp_keepalive: Option<Duration>,
+    /// The PROXY header sent first on every connection.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// Connections of one endpoint over all workers.
+    pub max_connections: Option<u32>,
+    /// Idle connections of one endpoint on one worker.
+    pub max_idle: usize,
+    /// How long an idle connection is kept; none learns it from the endpoint.
+    pub idle_timeout: Option<Duration>,
+    /// Exchanges of one connection.
+    pub max_requests: Option<u32>,
+    /// Requests in flight in the whole cluster.
+    pub max_in_flight: Option<u32>,
+    /// Requests in flight at one endpoint.
+    pub max_in_flight_per_endpoint: Option<u32>,
+    /// How long a new endpoint takes to its full share.
+    pub slow_start: Option<Duration>,
+    /// What hashing policies hash.
+    pub hash_on: Vec<HashKey>,
+}
+
+/// A named set of equivalent endpoints, in one snapshot.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// Settings.
+    pub settings: Settings,
+    /// TLS towards endpoints.
+    pub tls: Option<Arc<ClientTls>>,
+    /// Changes whenever connections made before must not be used any more.
+    pub transport: u64,
+    /// Members.
+    pub endpoints: Box<[Endpoint]>,
+    /// Picks among them; indices agree.
+    pub balancer: Balancer,
+    /// What outlives the snapshot.
+    pub state: Arc<ClusterState>,
+    /// Its series.
+    pub metrics: Arc<ClusterMetrics>,
+}
+
+/// What is known about a cluster beyond one snapshot.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    in_flight: AtomicU32,
+}
+
+/// Endpoints that a request has tried already.
+pub type Tried = SmallVec<[u32; 4]>;
+
+/// One request's place under a cluster's limit; dropping it gives the place back.
+#[derive(Debug)]
+pub struct Seat {
+    state: Option<Arc<ClusterState>>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(state) = &self.state {
+            state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Why no endpoint was picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPick {
+    /// There is none, or none that may be used.
+    NoneAvailable,
+    /// Those that may be used are at their limit.
+    AtLimit,
+    /// Every one that may be used has been tried.
+    AllTried,
+}
+
+impl Cluster {
+    /// Takes a place under the cluster's limit.
+    pub fn seat(&self) -> Option<Seat> {
+        let Some(limit) = self.settings.max_in_flight else {
+            return Some(Seat { state: None });
+        };
+        // Ordering: the count itself is exact; nothing else is published through it.
+        let before = self.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        if before >= limit {
+            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Seat {
+            state: Some(Arc::clone(&self.state)),
+        })
+    }
+
+    /// The endpoint for the next attempt.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn pick(
+        &self,
+        tried: &Tried,
+        hash: Option<u64>,
+        now: Moment,
+        dice: &mut Dice,
+    ) -> Result<usize, NoPick> {
+        let candidates = Candidates { cluster: self, tried };
+        if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
+            return Ok(index);
+        }
+        let usable = || {
+            self.endpoints
+                .iter()
+                .enumerate()
+                .filter(|(_, e)| e.weight > 0 && e.state.is_available())
+        };
+        if usable().next().is_none() {
+            return Err(NoPick::NoneAvailable);
+        }
+        if usable().all(|(index, _)| tried.contains(&index_of(index))) {
+            return Err(NoPick::AllTried);
+        }
+        Err(NoPick::AtLimit)
+    }
+}
+
+fn index_of(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// What the balancer asks about the members at the moment of a pick.
+struct Candidates<'a> {
+    cluster: &'a Cluster,
+    tried: &'a Tried,
+}
+
+impl Members for Candidates<'_> {
+    fn load(&self, index: usize) -> &Load {
+        &self.cluster.endpoints[index].state.load
+    }
+
+    fn eligible(&self, index: usize) -> bool {
+        let endpoint = &self.cluster.endpoints[index];
+        endpoint.state.is_available()
+            && !self.tried.contains(&index_of(index))
+            && self
+                .cluster
+                .settings
+                .max_in_flight_per_endpoint
+                .is_none_or(|limit| endpoint.state.load.in_flight() < limit)
+    }
+
+    fn slow_start(&self, index: usize, now: Moment) -> f32 {
+        let Some(window) = self.cluster.settings.slow_start else {
+            return 1.0;
+        };
+        let joined = self.cluster.endpoints[index].state.joined();
+        if joined == Moment::ZERO {
+            1.0
+        } else {
+            SlowStart { window }.factor(joined, now)
+        }
+    }
+}

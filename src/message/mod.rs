@@ -11,6 +11,7 @@ pub mod hygiene;
 pub mod path;
 pub mod redirect;
 pub mod repeatable;
+pub mod replay;
 pub mod reply;
 pub mod request_id;
 pub mod rewrite;

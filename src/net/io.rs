@@ -106,6 +106,20 @@ impl Io {
         }
     }
 
+    /// Makes the coming close a reset (RST instead of FIN), for answers that end with the connection and were cut.
+    pub fn abort(&mut self) {
+        match &mut self.0 {
+            // Failing to set an option on a socket that is about to go changes nothing that could be repaired.
+            Kind::Tcp(stream) => {
+                drop(socket2::SockRef::from(&*stream).set_linger(Some(std::time::Duration::ZERO)))
+            }
+            Kind::TlsServer(stream) => stream.get_mut().0.abort(),
+            Kind::TlsClient(stream) => stream.get_mut().0.abort(),
+            Kind::Prefixed(prefixed) => prefixed.io.abort(),
+            Kind::Unix(_) | Kind::Boxed(_) | Kind::Gone => {}
+        }
+    }
+
     /// Waits until a read would return something: data, the end, or an error.
     ///
     /// For connections that sleep between requests without holding a buffer. Cancel safe.
@@ -290,6 +304,12 @@ impl PeerInfo {
     pub fn client(&self) -> Option<SocketAddr> {
         self.proxied
             .map_or_else(|| self.peer.ip(), |proxied| Some(proxied.source))
+    }
+
+    /// What the client connected to: by the PROXY header if there was one, else our end of the socket.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.proxied
+            .map_or_else(|| self.local.ip(), |proxied| Some(proxied.destination))
     }
 }
 

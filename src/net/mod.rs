@@ -6,11 +6,13 @@
 //! Invariant: nothing in here knows HTTP, configuration or policy.
 
 pub mod address;
+pub mod clock;
 pub mod io;
 pub mod memory;
 pub mod proxy_protocol;
 pub mod tcp;
 pub mod tls;
+pub mod wheel;
 
 pub use address::{Address, SocketAddress};
 pub use io::{IdleState, Io, PeerInfo, Proxied, Stream};

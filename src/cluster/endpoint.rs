@@ -1,0 +1,140 @@
+//! One address of a cluster: what the configuration or discovery says of it, and what was learned about it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bellwether_core::Moment;
+use bellwether_core::balance::Load;
+use http::HeaderValue;
+
+use crate::net::SocketAddress;
+use crate::telemetry::EndpointMetrics;
+
+/// A member of a cluster in one snapshot.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where it is.
+    pub address: SocketAddress,
+    /// The address as text, for logs, labels and the `{endpoint}` template.
+    pub label: Arc<str>,
+    /// The name it was configured by: SNI and verification, and `Host` when asked for.
+    pub host: Arc<str>,
+    /// `host` (with the port where it was given) as a field value.
+    pub authority: HeaderValue,
+    /// Share of traffic relative to the others; 0 drains it.
+    pub weight: u32,
+    /// Lower numbers first.
+    pub priority: u8,
+    /// Failure domain.
+    pub zone: Option<Arc<str>>,
+    /// What was learned; survives reloads.
+    pub state: Arc<EndpointState>,
+    /// Its series.
+    pub metrics: Arc<EndpointMetrics>,
+}
+
+/// What was learned about an address as a member of a cluster. Shared by all workers, kept over reloads.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// Never used twice in one process; pools are keyed by it.
+    pub id: u64,
+    /// Requests in flight, latency, success.
+    pub load: Load,
+    /// When it joined, or `ZERO` if it was there at the start; slow start counts from here.
+    joined: AtomicU64,
+    /// The verdict of the active check. Starts as healthy: an unchecked endpoint may be used.
+    failed: AtomicBool,
+    /// Set by an operator.
+    drained: AtomicBool,
+    /// Open connections over all workers.
+    connections: AtomicU32,
+    /// How long it keeps idle connections, in milliseconds, as far as it has said so; 0 for unknown.
+    idle_limit: AtomicU64,
+}
+
+impl EndpointState {
+    /// A fresh record. `joined` is `Moment::ZERO` for members that are there from the start.
+    pub fn new(joined: Moment) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            // Ordering: only uniqueness matters.
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            load: Load::default(),
+            joined: AtomicU64::new(joined.as_nanos()),
+            failed: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            connections: AtomicU32::new(0),
+            idle_limit: AtomicU64::new(0),
+        }
+    }
+
+    // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
+
+    /// Whether a request may be sent here as far as checks and operators are concerned.
+    pub fn is_available(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed) && !self.drained.load(Ordering::Relaxed)
+    }
+
+    /// The last verdict of the active check.
+    pub fn is_healthy(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether an operator has drained it.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// Records a verdict of the active check. An endpoint that comes back starts slowly.
+    pub fn set_healthy(&self, healthy: bool, now: Moment) {
+        let was_failed = self.failed.swap(!healthy, Ordering::Relaxed);
+        if healthy && was_failed {
+            self.joined.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Drains or restores it for an operator.
+    pub fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
+    }
+
+    /// When it joined or came back.
+    pub fn joined(&self) -> Moment {
+        Moment::from_nanos(self.joined.load(Ordering::Relaxed))
+    }
+
+    /// Open connections over all workers.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection unless `limit` are open.
+    pub(super) fn open_connection(&self, limit: Option<u32>) -> bool {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        if limit.is_some_and(|limit| before >= limit) {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn close_connection(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How long it said that it keeps idle connections (`keep-alive: timeout=N`).
+    pub(super) fn idle_limit(&self) -> Option<Duration> {
+        match self.idle_limit.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    pub(super) fn learn_idle_limit(&self, limit: Duration) {
+        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        if self.idle_limit.load(Ordering::Relaxed) != millis {
+            self.idle_limit.store(millis, Ordering::Relaxed);
+        }
+    }
+}

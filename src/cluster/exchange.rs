@@ -1,0 +1,312 @@
+//! One request to one endpoint and its answer, whatever protocol the connection speaks.
+
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
+use http_body::{Frame, SizeHint};
+
+use super::connect::ConnectError;
+use super::pool::{Freshness, Lease, Pools, Ticket};
+use super::{Cluster, Endpoint};
+use crate::message::replay::Upload;
+use crate::net::PeerInfo;
+use crate::telemetry::CloseReason;
+use crate::wire::{BodyError, Tunnel, http1, http2};
+
+/// A request as it leaves: everything that is the same for both protocols.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Method. An extended CONNECT is one with `protocol`.
+    pub method: &'a Method,
+    /// Path and query, or `*`.
+    pub target: &'a Bytes,
+    /// End-to-end fields, `host` included.
+    pub headers: &'a HeaderMap,
+    /// The protocol of an upgrade.
+    pub upgrade: Option<&'a HeaderValue>,
+    /// Whether the client's connection was encrypted (`:scheme`).
+    pub secure: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The connection ended or failed.
+    #[error("connection lost: {0}")]
+    Lost(io::Error),
+    /// The endpoint said it did not process the request, or it was never sent.
+    #[error("not processed: {0}")]
+    NotProcessed(h2::Error),
+    /// The endpoint reset the stream.
+    #[error("stream reset: {0}")]
+    Reset(h2::Reason),
+    /// The answer breaks the protocol.
+    #[error("invalid answer: {0}")]
+    Protocol(&'static str),
+    /// The client's content failed; not the endpoint's fault.
+    #[error("request body: {0}")]
+    Request(BodyError),
+    /// The request cannot be expressed in the endpoint's protocol.
+    #[error("the endpoint's protocol does not carry this upgrade")]
+    Unsupported,
+}
+
+/// A request on its way and its answer.
+#[derive(Debug)]
+pub struct Exchange {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Http1 {
+        exchange: Box<http1::client::Exchange<Upload>>,
+        ticket: Ticket,
+    },
+    Http2(Box<http2::client::Exchange<Upload>>),
+    Done,
+}
+
+/// What the endpoint said.
+#[derive(Debug)]
+pub enum Answer {
+    /// A 1xx response to be passed on.
+    Interim(StatusCode, HeaderMap),
+    /// The final response.
+    Final(Box<response::Parts>),
+}
+
+/// A connection to an endpoint that is ready for one exchange.
+#[derive(Debug)]
+pub struct Checkout {
+    lease: Lease,
+}
+
+impl Checkout {
+    /// Finds or opens a connection.
+    ///
+    /// # Errors
+    /// Why none could be opened.
+    pub async fn open(
+        pools: &Pools,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        freshness: Freshness,
+        client: Option<&PeerInfo>,
+    ) -> Result<Self, ConnectError> {
+        let pool = pools.of(cluster, endpoint);
+        Ok(Self {
+            lease: Rc::clone(&pool)
+                .checkout(cluster, endpoint, freshness, client)
+                .await?,
+        })
+    }
+
+    /// Whether requests on it are HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.lease, Lease::Http2(_))
+    }
+}
+
+impl Exchange {
+    /// Starts the exchange. Nothing is sent before the first poll of an HTTP/1.1 connection.
+    ///
+    /// # Errors
+    /// When the connection takes no more requests, or cannot carry this one.
+    pub fn start(checkout: Checkout, outgoing: &Outgoing<'_>, body: Upload) -> Result<Self, ExchangeError> {
+        match checkout.lease {
+            Lease::Http1(connection, ticket) => {
+                let line = http1::client::Outgoing {
+                    method: outgoing.method,
+                    target: outgoing.target,
+                    headers: outgoing.headers,
+                    upgrade: outgoing.upgrade,
+                };
+                let exchange = Box::new(http1::client::Exchange::start(connection, &line, body));
+                Ok(Self {
+                    kind: Kind::Http1 { exchange, ticket },
+                })
+            }
+            Lease::Http2(connection) => {
+                let connect = outgoing.upgrade.is_some();
+                if connect && !connection.takes_extended_connect() {
+                    return Err(ExchangeError::Unsupported);
+                }
+                let request = http2_request(outgoing)?;
+                let exchange = http2::client::Exchange::start(&connection, request, body, connect)
+                    .map_err(from_http2)?;
+                Ok(Self {
+                    kind: Kind::Http2(Box::new(exchange)),
+                })
+            }
+        }
+    }
+
+    /// Whether the connection had been used before.
+    pub fn is_reused(&self) -> bool {
+        matches!(&self.kind, Kind::Http1 { exchange, .. } if exchange.is_reused())
+    }
+
+    /// Whether the endpoint may have seen any of the request.
+    pub fn is_sent(&self) -> bool {
+        match &self.kind {
+            Kind::Http1 { exchange, .. } => exchange.is_sent(),
+            Kind::Http2(_) => true,
+            Kind::Done => true,
+        }
+    }
+
+    /// Whether any byte of an answer arrived.
+    pub fn is_answered(&self) -> bool {
+        match &self.kind {
+            Kind::Http1 { exchange, .. } => exchange.is_answered(),
+            Kind::Http2(_) | Kind::Done => false,
+        }
+    }
+
+    /// Sends, and waits for the next response head.
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, ExchangeError>> {
+        match &mut self.kind {
+            Kind::Http1 { exchange, ticket } => Poll::Ready(match ready!(exchange.poll_answer(cx)) {
+                Ok(http1::client::Answer::Interim(head)) => Ok(Answer::Interim(head.status, head.headers)),
+                Ok(http1::client::Answer::Final(head)) => {
+                    if let Some(seconds) = keep_alive_timeout(&head.headers) {
+                        ticket.learn_idle_limit(seconds);
+                    }
+                    let mut parts = http::Response::new(()).into_parts().0;
+                    parts.status = head.status;
+                    parts.version = head.version;
+                    parts.headers = head.headers;
+                    Ok(Answer::Final(Box::new(parts)))
+                }
+                Err(http1::client::ExchangeError::Lost(error)) => Err(ExchangeError::Lost(error)),
+                Err(http1::client::ExchangeError::Protocol(what)) => Err(ExchangeError::Protocol(what)),
+                Err(http1::client::ExchangeError::Request(error)) => Err(ExchangeError::Request(error)),
+            }),
+            Kind::Http2(exchange) => Poll::Ready(match ready!(exchange.poll_answer(cx)) {
+                Ok(http2::client::Answer::Interim(response)) => {
+                    let (parts, ()) = response.into_parts();
+                    Ok(Answer::Interim(parts.status, parts.headers))
+                }
+                Ok(http2::client::Answer::Final(response)) => {
+                    Ok(Answer::Final(Box::new(response.into_parts().0)))
+                }
+                Err(error) => Err(from_http2(error)),
+            }),
+            Kind::Done => Poll::Ready(Err(ExchangeError::Protocol("answered_twice"))),
+        }
+    }
+
+    /// Polls the content of the final answer. At its end the connection goes back to its pool.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.kind {
+            Kind::Http1 { exchange, .. } => ready!(exchange.poll_frame(cx)),
+            Kind::Http2(exchange) => ready!(exchange.poll_frame(cx)),
+            Kind::Done => None,
+        };
+        if frame.is_none() || self.is_end_stream() {
+            self.finish();
+        }
+        Poll::Ready(frame)
+    }
+
+    /// Ends an exchange whose answer has no (more) content.
+    pub fn finish(&mut self) {
+        match std::mem::replace(&mut self.kind, Kind::Done) {
+            Kind::Http1 { exchange, ticket } => ticket.finish(exchange.into_connection()),
+            Kind::Http2(_) | Kind::Done => {}
+        }
+    }
+
+    /// Gives the exchange up and says why its connection is closed.
+    pub fn abandon(mut self, reason: CloseReason) {
+        if let Kind::Http1 { ticket, .. } = std::mem::replace(&mut self.kind, Kind::Done) {
+            ticket.close(reason);
+        }
+    }
+
+    /// Whether the answer has been read to its end.
+    pub fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Http1 { exchange, .. } => exchange.is_end_stream(),
+            Kind::Http2(exchange) => exchange.is_end_stream(),
+            Kind::Done => true,
+        }
+    }
+
+    /// Length of what is left of the answer.
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Http1 { exchange, .. } => exchange.size_hint(),
+            Kind::Http2(exchange) => exchange.size_hint(),
+            Kind::Done => SizeHint::with_exact(0),
+        }
+    }
+
+    /// The raw stream after an accepted upgrade. The ticket counts the connection while the tunnel lives.
+    pub fn into_tunnel(mut self) -> Option<(Tunnel, TunnelGuard)> {
+        match std::mem::replace(&mut self.kind, Kind::Done) {
+            Kind::Http1 { exchange, ticket } => Some((
+                exchange.into_tunnel(),
+                TunnelGuard {
+                    _ticket: Some(ticket),
+                },
+            )),
+            Kind::Http2(exchange) => Some((exchange.into_tunnel()?, TunnelGuard { _ticket: None })),
+            Kind::Done => None,
+        }
+    }
+}
+
+/// Keeps a connection counted while it is a tunnel.
+#[derive(Debug)]
+pub struct TunnelGuard {
+    _ticket: Option<Ticket>,
+}
+
+fn from_http2(error: http2::client::ExchangeError) -> ExchangeError {
+    match error {
+        http2::client::ExchangeError::NotProcessed(error) => ExchangeError::NotProcessed(error),
+        http2::client::ExchangeError::Lost(error) => ExchangeError::Lost(error),
+        http2::client::ExchangeError::Reset(reason) => ExchangeError::Reset(reason),
+        http2::client::ExchangeError::Protocol(what) => ExchangeError::Protocol(what),
+        http2::client::ExchangeError::Request(error) => ExchangeError::Request(error),
+    }
+}
+
+/// The head as HTTP/2 wants it: scheme and authority in the URI, no `host` field (RFC 9113 §8.3.1).
+fn http2_request(outgoing: &Outgoing<'_>) -> Result<Request<()>, ExchangeError> {
+    let mut headers = outgoing.headers.clone();
+    let host = headers.remove(header::HOST);
+    let invalid = |_| ExchangeError::Protocol("invalid_target");
+    let mut uri = Uri::builder().scheme(if outgoing.secure { "https" } else { "http" });
+    if let Some(host) = &host {
+        uri = uri.authority(host.as_bytes());
+    }
+    let uri = uri
+        .path_and_query(outgoing.target.as_ref())
+        .build()
+        .map_err(invalid)?;
+    let mut request = Request::new(());
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    match outgoing.upgrade.and_then(|upgrade| upgrade.to_str().ok()) {
+        Some(protocol) => {
+            *request.method_mut() = Method::CONNECT;
+            request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+        }
+        None => *request.method_mut() = outgoing.method.clone(),
+    }
+    Ok(request)
+}
+
+/// `keep-alive: timeout=N` as HTTP/1.1 servers send it (RFC 2068 §19.7.1.1).
+fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get("keep-alive")?.to_str().ok()?;
+    text.split(',')
+        .find_map(|part| part.trim().strip_prefix("timeout=")?.parse().ok())
+}

@@ -1,0 +1,426 @@
+//! Connections of one worker to endpoints.
+//!
+//! HTTP/1.1 connections are taken from the end of a list that was filled at its end (the warmest first), HTTP/2
+//! connections are shared up to what the peer allows. Nothing watches idle connections: the reactor has noticed if a
+//! peer closed, and checkout asks it. A sweep, running only while there is something to sweep, closes what has been
+//! idle too long.
+//!
+//! Invariant: every connection is counted at its endpoint exactly as long as it exists, by a guard.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::Moment;
+use tokio::sync::Notify;
+
+use super::connect::{self, ConnectError, Opened};
+use super::{Cluster, Endpoint, EndpointState, Protocol};
+use crate::net::PeerInfo;
+use crate::net::wheel::Wheel;
+use crate::telemetry::{CloseReason, ClusterMetrics, ConnectResult, ConnectionState, WorkerId};
+use crate::wire::{http1, http2};
+
+/// An idle HTTP/1.1 connection is kept this long until its endpoint has said how long it keeps it: shorter than the
+/// shortest default in wide use (5 s), because losing that race costs a request.
+const IDLE_START: Duration = Duration::from_secs(4);
+/// The longest we keep what an endpoint says it keeps longer.
+const IDLE_MOST: Duration = Duration::from_secs(55);
+/// An unused HTTP/2 connection is kept this long.
+const IDLE_HTTP2: Duration = Duration::from_secs(300);
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// All pools of one worker.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    inner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pools: RefCell<HashMap<Key, Rc<Pool>>>,
+    wheel: Wheel,
+    worker: WorkerId,
+    sweeping: Cell<bool>,
+}
+
+/// Identity of the endpoint's state, and of the way connections to it are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: u64,
+    transport: u64,
+}
+
+/// Connections of one endpoint on one worker.
+#[derive(Debug)]
+pub struct Pool {
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Shared>>,
+    /// One HTTP/2 handshake at a time; the others wait for it.
+    connecting: Cell<bool>,
+    connected: Notify,
+    max_idle: Cell<usize>,
+    idle_timeout: Cell<Option<Duration>>,
+    max_requests: Cell<Option<u32>>,
+    owner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: http1::client::Connection,
+    guard: Guard,
+    since: Moment,
+}
+
+#[derive(Debug)]
+struct Shared {
+    connection: http2::client::Connection,
+    guard: Guard,
+    used: Moment,
+}
+
+/// Counts one open connection for as long as it lives.
+#[derive(Debug)]
+struct Guard {
+    endpoint: Arc<EndpointState>,
+    metrics: Arc<ClusterMetrics>,
+    worker: WorkerId,
+    state: ConnectionState,
+    reason: CloseReason,
+}
+
+impl Guard {
+    fn open(endpoint: &Endpoint, cluster: &Cluster, worker: WorkerId) -> Option<Self> {
+        if !endpoint.state.open_connection(cluster.settings.max_connections) {
+            return None;
+        }
+        cluster
+            .metrics
+            .connection_moved(worker, None, Some(ConnectionState::Connecting));
+        Some(Self {
+            endpoint: Arc::clone(&endpoint.state),
+            metrics: Arc::clone(&cluster.metrics),
+            worker,
+            state: ConnectionState::Connecting,
+            reason: CloseReason::Error,
+        })
+    }
+
+    fn moved(&mut self, to: ConnectionState) {
+        self.metrics
+            .connection_moved(self.worker, Some(self.state), Some(to));
+        self.state = to;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.endpoint.close_connection();
+        self.metrics.connection_moved(self.worker, Some(self.state), None);
+        if self.state != ConnectionState::Connecting {
+            self.metrics.connection_closed(self.worker, self.reason);
+        }
+    }
+}
+
+/// A connection in use.
+#[derive(Debug)]
+pub(super) enum Lease {
+    Http1(http1::client::Connection, Ticket),
+    Http2(http2::client::Connection),
+}
+
+/// The way back to the pool for an HTTP/1.1 connection; dropping it closes and uncounts the connection.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    pool: Rc<Pool>,
+    guard: Guard,
+}
+
+/// What checkout asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// Any usable connection.
+    Any,
+    /// A new one, after an idle one turned out to be stale.
+    Fresh,
+}
+
+impl Pools {
+    /// No connections yet.
+    pub fn new(wheel: Wheel, worker: WorkerId) -> Self {
+        let inner = Inner {
+            pools: RefCell::default(),
+            wheel,
+            worker,
+            sweeping: Cell::new(false),
+        };
+        Self {
+            inner: Rc::new(inner),
+        }
+    }
+
+    /// The pool of an endpoint, with the settings of the present snapshot.
+    pub(super) fn of(&self, cluster: &Cluster, endpoint: &Endpoint) -> Rc<Pool> {
+        let key = Key {
+            endpoint: endpoint.state.id,
+            transport: cluster.transport,
+        };
+        let mut pools = self.inner.pools.borrow_mut();
+        let pool = pools.entry(key).or_insert_with(|| {
+            Rc::new(Pool {
+                idle: RefCell::default(),
+                shared: RefCell::default(),
+                connecting: Cell::new(false),
+                connected: Notify::new(),
+                max_idle: Cell::new(0),
+                idle_timeout: Cell::new(None),
+                max_requests: Cell::new(None),
+                owner: Rc::clone(&self.inner),
+            })
+        });
+        pool.max_idle.set(cluster.settings.max_idle);
+        pool.idle_timeout.set(cluster.settings.idle_timeout);
+        pool.max_requests.set(cluster.settings.max_requests);
+        Rc::clone(pool)
+    }
+
+    /// Closes idle connections to endpoints that the predicate does not know any more.
+    pub fn retain(&self, mut known: impl FnMut(u64, u64) -> bool) {
+        self.inner
+            .pools
+            .borrow_mut()
+            .retain(|key, _| known(key.endpoint, key.transport));
+    }
+
+    /// Idle and shared connections, for inspection.
+    pub fn connections(&self) -> usize {
+        let pools = self.inner.pools.borrow();
+        pools
+            .values()
+            .map(|pool| pool.idle.borrow().len() + pool.shared.borrow().len())
+            .sum()
+    }
+}
+
+impl Pool {
+    /// A connection for one exchange: an idle one, room on a shared one, or a new one.
+    pub(super) async fn checkout(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        freshness: Freshness,
+        client: Option<&PeerInfo>,
+    ) -> Result<Lease, ConnectError> {
+        if let (Freshness::Any, Some(lease)) = (freshness, self.reuse()) {
+            return Ok(lease);
+        }
+        loop {
+            // Several requests at once need one HTTP/2 connection, not several.
+            if may_share(cluster) && self.connecting.get() && freshness == Freshness::Any {
+                self.connected.notified().await;
+                if let Some(lease) = self.reuse() {
+                    return Ok(lease);
+                }
+                continue;
+            }
+            return self.open(cluster, endpoint, client).await;
+        }
+    }
+
+    fn reuse(self: &Rc<Self>) -> Option<Lease> {
+        let limit = self.max_requests.get().unwrap_or(u32::MAX);
+        {
+            let mut shared = self.shared.borrow_mut();
+            shared.retain(|entry| !entry.connection.is_closed() && entry.connection.exchanges() < limit);
+            if let Some(entry) = shared.iter_mut().find(|entry| entry.connection.has_room()) {
+                entry.used = self.owner.wheel.recent();
+                return Some(Lease::Http2(entry.connection.clone()));
+            }
+        }
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle {
+            mut connection,
+            mut guard,
+            ..
+        }) = idle.pop()
+        {
+            if connection.is_reusable() {
+                guard.moved(ConnectionState::Active);
+                guard.reason = CloseReason::Error;
+                return Some(Lease::Http1(
+                    connection,
+                    Ticket {
+                        pool: Rc::clone(self),
+                        guard,
+                    },
+                ));
+            }
+            guard.reason = CloseReason::Idle;
+        }
+        None
+    }
+
+    async fn open(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        client: Option<&PeerInfo>,
+    ) -> Result<Lease, ConnectError> {
+        let worker = self.owner.worker;
+        let mut guard = Guard::open(endpoint, cluster, worker).ok_or(ConnectError::Limit)?;
+        let _turn = may_share(cluster).then(|| Turn::take(self));
+        let started = self.owner.wheel.now();
+        let opened = connect::open(cluster, endpoint, client, &self.owner.wheel).await;
+        let took = self.owner.wheel.now().since(started);
+        match &opened {
+            Ok(_) => cluster.metrics.connect_ended(worker, ConnectResult::Ok, took),
+            Err(error) => cluster.metrics.connect_ended(worker, error.result(), took),
+        }
+        guard.moved(ConnectionState::Active);
+        match opened? {
+            Opened::Http1(connection) => Ok(Lease::Http1(
+                connection,
+                Ticket {
+                    pool: Rc::clone(self),
+                    guard,
+                },
+            )),
+            Opened::Http2(connection) => {
+                guard.reason = CloseReason::Goaway;
+                let used = self.owner.wheel.recent();
+                self.shared.borrow_mut().push(Shared {
+                    connection: connection.clone(),
+                    guard,
+                    used,
+                });
+                Inner::sweep_soon(&self.owner);
+                Ok(Lease::Http2(connection))
+            }
+        }
+    }
+
+    fn idle_limit(&self, guard: &Guard) -> Duration {
+        self.idle_timeout
+            .get()
+            .unwrap_or_else(|| guard.endpoint.idle_limit().unwrap_or(IDLE_START).min(IDLE_MOST))
+    }
+
+    /// Closes what has been idle too long; whether anything is left.
+    fn sweep(&self, now: Moment) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain_mut(|entry| {
+            let stale = now.since(entry.since) >= self.idle_limit(&entry.guard);
+            if stale || !entry.connection.is_reusable() {
+                entry.guard.reason = CloseReason::Idle;
+                return false;
+            }
+            true
+        });
+        let mut shared = self.shared.borrow_mut();
+        shared.retain_mut(|entry| {
+            if entry.connection.active() > 0 {
+                entry.used = now;
+            } else if now.since(entry.used) >= self.idle_timeout.get().unwrap_or(IDLE_HTTP2) {
+                entry.guard.reason = CloseReason::Idle;
+                return false;
+            }
+            !entry.connection.is_closed()
+        });
+        !idle.is_empty() || !shared.is_empty()
+    }
+}
+
+impl Inner {
+    /// Starts the sweep unless it runs.
+    fn sweep_soon(self: &Rc<Self>) {
+        if self.sweeping.replace(true) {
+            return;
+        }
+        let inner = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            loop {
+                inner.wheel.sleep_until(inner.wheel.now().plus(SWEEP)).await;
+                let now = inner.wheel.now();
+                let mut pools = inner.pools.borrow_mut();
+                // A pool that nobody uses and that holds nothing is forgotten.
+                pools.retain(|_, pool| pool.sweep(now) || Rc::strong_count(pool) > 1);
+                if pools.is_empty() {
+                    inner.sweeping.set(false);
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Ticket {
+    /// Gives the connection back for the next exchange, or closes it.
+    pub(super) fn finish(mut self, connection: Option<http1::client::Connection>) {
+        let Some(connection) = connection else {
+            self.guard.reason = CloseReason::Goaway;
+            return;
+        };
+        let pool = Rc::clone(&self.pool);
+        if pool
+            .max_requests
+            .get()
+            .is_some_and(|limit| connection.exchanges() >= limit)
+        {
+            self.guard.reason = CloseReason::MaxAge;
+            return;
+        }
+        let mut idle = pool.idle.borrow_mut();
+        if idle.len() >= pool.max_idle.get() {
+            self.guard.reason = CloseReason::Idle;
+            return;
+        }
+        self.guard.moved(ConnectionState::Idle);
+        idle.push(Idle {
+            connection,
+            guard: self.guard,
+            since: pool.owner.wheel.recent(),
+        });
+        drop(idle);
+        Inner::sweep_soon(&pool.owner);
+    }
+
+    /// What the endpoint says about idle connections (`keep-alive: timeout=N`, seconds).
+    pub(super) fn learn_idle_limit(&self, seconds: u64) {
+        // A second less than promised: the clock started earlier there.
+        let limit = Duration::from_secs(seconds.saturating_sub(1)).max(Duration::from_millis(500));
+        self.guard.endpoint.learn_idle_limit(limit);
+    }
+
+    /// The connection was stale, or the exchange was given up.
+    pub(super) fn close(mut self, reason: CloseReason) {
+        self.guard.reason = reason;
+    }
+}
+
+fn may_share(cluster: &Cluster) -> bool {
+    match cluster.settings.protocol {
+        Protocol::Http2 => true,
+        Protocol::Auto => cluster.tls.is_some(),
+        Protocol::Http1 => false,
+    }
+}
+
+/// The right to open the one shared connection; the others are woken when it is given up.
+struct Turn<'a>(&'a Pool);
+
+impl<'a> Turn<'a> {
+    fn take(pool: &'a Pool) -> Self {
+        pool.connecting.set(true);
+        Self(pool)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.connected.notify_waiters();
+    }
+}

@@ -1,0 +1,184 @@
+//! What a route does with a request that it matched.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use http::{HeaderName, Method, StatusCode};
+
+use super::ClusterId;
+use crate::message::direct_response::DirectResponse;
+use crate::message::edits::HeaderEdits;
+use crate::message::redirect::Redirect;
+use crate::message::rewrite::Rewrite;
+use crate::route::{HashKey, PathMatch, WeightedSplit};
+use crate::telemetry::RouteMetrics;
+
+/// A route, compiled.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name, or `route-N`.
+    pub name: Arc<str>,
+    /// Where it is in the file, for people.
+    pub origin: Arc<str>,
+    /// The path condition again: rewriting a prefix needs to know which one matched.
+    pub path: PathMatch,
+    /// What happens.
+    pub action: Action,
+    /// What the service sees of the target.
+    pub rewrite: Option<Rewrite>,
+    /// A copy of requests for another cluster.
+    pub mirror: Option<Mirror>,
+    /// Edits on the way to the service.
+    pub request_headers: HeaderEdits,
+    /// Edits on the way to the client.
+    pub response_headers: HeaderEdits,
+    /// Request in to response headers out, all tries included.
+    pub timeout: Option<Duration>,
+    /// No byte in either direction.
+    pub idle_timeout: Option<Duration>,
+    /// The whole exchange.
+    pub max_duration: Option<Duration>,
+    /// Further tries; none when off.
+    pub retry: Option<Retry>,
+    /// Requests in flight.
+    pub max_in_flight: Option<u32>,
+    /// What outlives the snapshot.
+    pub state: Arc<RouteState>,
+    /// Its series.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// What a route does.
+#[derive(Debug)]
+pub enum Action {
+    /// Sends the request to a cluster.
+    Forward(Target),
+    /// Sends the client elsewhere.
+    Redirect(Redirect),
+    /// Answers by itself.
+    Direct(DirectResponse),
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Target {
+    /// To one cluster.
+    Cluster(ClusterId),
+    /// To one of several, by weight.
+    Split {
+        /// Chooses; indices are those of `clusters`.
+        split: WeightedSplit,
+        /// The choices.
+        clusters: Box<[ClusterId]>,
+        /// The same key stays on the same side; without one, chance decides.
+        keys: Box<[HashKey]>,
+    },
+}
+
+/// Copies of requests whose answers nobody waits for.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Who gets them.
+    pub cluster: ClusterId,
+    /// Share of requests, 0.0 to 1.0.
+    pub share: f64,
+}
+
+/// When and how often a request is tried again.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// Tries after the first.
+    pub num_retries: u32,
+    /// After what.
+    pub on: RetryOn,
+    /// For which methods, once anything may have been sent.
+    pub methods: RetryMethods,
+    /// A request that carries this field is idempotent.
+    pub idempotency_key: HeaderName,
+    /// The share of one try.
+    pub per_try: PerTry,
+    /// Backoff: base and most. The first retry to another endpoint is immediate.
+    pub backoff: (Duration, Duration),
+    /// The longest `Retry-After` that is obeyed.
+    pub retry_after_max: Duration,
+    /// Content up to this size is kept for another try.
+    pub max_body: usize,
+}
+
+/// What may be tried again.
+#[derive(Debug, Clone, Default)]
+pub struct RetryOn {
+    /// No connection.
+    pub connect_failure: bool,
+    /// The endpoint refused the stream before processing it.
+    pub refused_stream: bool,
+    /// The connection or stream was reset before an answer.
+    pub reset: bool,
+    /// 502, 503, 504.
+    pub gateway_error: bool,
+    /// Any 5xx.
+    pub server_error: bool,
+    /// The share of one try ran out.
+    pub per_try_timeout: bool,
+    /// These statuses.
+    pub statuses: Vec<StatusCode>,
+    /// These gRPC statuses (in trailers-only answers).
+    pub grpc: Vec<u8>,
+}
+
+/// Methods that may be tried again.
+#[derive(Debug, Clone)]
+pub enum RetryMethods {
+    /// RFC 9110 §9.2.2.
+    Idempotent,
+    /// Every one.
+    All,
+    /// These.
+    These(Vec<Method>),
+}
+
+/// The share of one try in the route's timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PerTry {
+    /// No share: all of it.
+    Off,
+    /// What is left, divided by the tries that are left.
+    Auto,
+    /// Fixed.
+    After(Duration),
+}
+
+/// What is known about a route beyond one snapshot.
+#[derive(Debug, Default)]
+pub struct RouteState {
+    in_flight: AtomicU32,
+}
+
+/// One request's place under a route's limit; dropping it gives the place back.
+#[derive(Debug)]
+pub struct RouteSeat(Option<Arc<RouteState>>);
+
+impl Route {
+    /// Takes a place under the route's limit.
+    pub fn seat(&self) -> Option<RouteSeat> {
+        let Some(limit) = self.max_in_flight else {
+            return Some(RouteSeat(None));
+        };
+        // Ordering: the count itself is exact; nothing else is published through it.
+        let before = self.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        if before >= limit {
+            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(RouteSeat(Some(Arc::clone(&self.state))))
+    }
+}
+
+impl Drop for RouteSeat {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0 {
+            state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,770 @@
+//! One HTTP/1.1 connection of a client.
+//!
+//! The connection is one task and owns everything: it reads a head, calls the service, writes the answer, and starts
+//! again. The request body is read through the same stream by whoever polls it, which is the same task, so no channel
+//! and no second task stand between a client and an upstream. Between requests the task holds a socket and little
+//! else: buffers of a connection that stays idle are given back.
+//!
+//! A client that closes its side while its answer is awaited has gone (the answer would have nobody to read it);
+//! a client that still uploads is read only as fast as the body is wanted.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bellwether_core::{Dice, Moment};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, StatusCode, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncWrite;
+
+use super::head::{self, Framing, RequestHead};
+use super::{Decoder, HEAD_READ, Output, encode, poll_fill};
+use crate::net::Io;
+use crate::net::wheel::Timer;
+use crate::wire::{
+    BodyError, Drain, DrainMember, Early, Inbound, Refusal, Reply, RequestBody as AnyBody, Service, Toolbox,
+    Tunnel,
+};
+
+/// Limits and timeouts of a listener's HTTP/1.1 connections.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Limits of a head.
+    pub limits: head::Limits,
+    /// First byte to end of a head.
+    pub headers: Duration,
+    /// Between two bytes of a body that is wanted.
+    pub body_idle: Option<Duration>,
+    /// A connection without a request.
+    pub keep_alive: Duration,
+    /// After this a connection ends with its current request; jittered by a tenth.
+    pub max_age: Option<Duration>,
+    /// Requests of one connection.
+    pub max_requests: Option<u32>,
+}
+
+/// A body slower than this many bytes per second, once [`RATE_AFTER`] has passed, is an attack or a dead link.
+const MIN_RATE: u64 = 240;
+const RATE_AFTER: Duration = Duration::from_secs(5);
+/// How long an idle connection keeps its buffers.
+const SHRINK_AFTER: Duration = Duration::from_millis(500);
+/// Unread request bytes that are swallowed to keep a connection, or to let the client read our last answer.
+const DRAIN_BYTES: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How a connection ended, for logs and counters.
+#[derive(Debug)]
+pub enum Ended {
+    /// In good order: idle, drained, closed by the client between requests, or handed to a tunnel.
+    Cleanly,
+    /// The client left while its answer was awaited or written.
+    ClientGone,
+    /// What arrived was not a request.
+    Refused(Refusal),
+    /// The stream failed.
+    Io(io::Error),
+    /// The answer could not be completed, so the connection was cut.
+    AnswerFailed(BodyError),
+}
+
+/// Serves one connection until it ends.
+pub async fn serve<S: Service>(
+    io: Io,
+    service: Rc<S>,
+    settings: Arc<Settings>,
+    tools: Toolbox,
+    drain: &Rc<Drain>,
+    dice: &mut Dice,
+) -> Ended {
+    let now = tools.wheel.clock().now();
+    let connection = Connection {
+        shared: Rc::new(Shared {
+            io: RefCell::new(Some(io)),
+            input: RefCell::new(Input {
+                buffer: BytesMut::new(),
+                scanned: 0,
+                decoder: Decoder::Done,
+                received: 0,
+                started: Moment::ZERO,
+            }),
+            output: RefCell::new(Output::default()),
+            continue_owed: Cell::new(false),
+            answering: Cell::new(false),
+            interim: Cell::new(false),
+            timer: tools.wheel.timer(),
+            body_idle: settings.body_idle,
+        }),
+        old_at: settings
+            .max_age
+            .map(|age| now.plus(age.mul_f64(0.9 + 0.2 * dice.unit()))),
+        requests: 0,
+        drain: drain.join(),
+        settings,
+        tools,
+    };
+    connection.run(service).await
+}
+
+struct Connection {
+    shared: Rc<Shared>,
+    settings: Arc<Settings>,
+    tools: Toolbox,
+    drain: DrainMember,
+    old_at: Option<Moment>,
+    requests: u32,
+}
+
+/// What the connection task and the request body both touch, never at the same time.
+#[derive(Debug)]
+struct Shared {
+    io: RefCell<Option<Io>>,
+    input: RefCell<Input>,
+    output: RefCell<Output>,
+    /// The client waits for `100 Continue` before it sends the body.
+    continue_owed: Cell<bool>,
+    /// The final head has been written, so nothing interim may follow.
+    answering: Cell<bool>,
+    /// The client understands interim responses.
+    interim: Cell<bool>,
+    timer: Timer,
+    body_idle: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Input {
+    buffer: BytesMut,
+    scanned: usize,
+    decoder: Decoder,
+    /// Body bytes of the present request, and since when, for the minimum rate.
+    received: u64,
+    started: Moment,
+}
+
+enum Next {
+    Request(Box<RequestHead>, u64),
+    Close,
+    Bad(Refusal),
+    Failed(io::Error),
+    Gone,
+}
+
+impl Connection {
+    async fn run<S: Service>(mut self, service: Rc<S>) -> Ended {
+        loop {
+            let (head, head_bytes) = match self.next().await {
+                Next::Request(head, bytes) => (head, bytes),
+                Next::Close => return Ended::Cleanly,
+                Next::Failed(error) => return gone(error),
+                Next::Gone => return Ended::ClientGone,
+                Next::Bad(refusal) => return self.refuse(&*service, refusal).await,
+            };
+            self.requests += 1;
+            let exchange = self.exchange(*head, head_bytes);
+            let may_continue = exchange.keep_alive;
+            let mut call = Box::pin(service.call(exchange.inbound));
+            let reply = match self.await_reply(call.as_mut()).await {
+                Ok(reply) => reply,
+                Err(ended) => return ended,
+            };
+            drop(call);
+            match self
+                .answer(&exchange.method, exchange.version, may_continue, reply)
+                .await
+            {
+                Ok(After::Continue) => {}
+                Ok(After::Close) => {
+                    self.linger().await;
+                    return Ended::Cleanly;
+                }
+                Ok(After::Tunnel(start)) => {
+                    if let Some(tunnel) = self.into_tunnel() {
+                        start(tunnel).await;
+                    }
+                    return Ended::Cleanly;
+                }
+                Err(ended) => return ended,
+            }
+        }
+    }
+
+    /// Waits for the next head.
+    async fn next(&mut self) -> Next {
+        let shared = &*self.shared;
+        let keep_alive_until = self.tools.wheel.recent().plus(self.settings.keep_alive);
+        let mut idle = shared.input.borrow().buffer.is_empty();
+        let mut shrink = idle && self.requests > 0;
+        let until = self
+            .old_at
+            .map_or(keep_alive_until, |old| old.min(keep_alive_until));
+        if shrink {
+            shared
+                .timer
+                .set(self.tools.wheel.recent().plus(SHRINK_AFTER).min(until));
+        } else if idle {
+            shared.timer.set(until);
+        } else {
+            shared
+                .timer
+                .set(self.tools.wheel.recent().plus(self.settings.headers));
+        }
+        poll_fn(|cx| {
+            let mut input = shared.input.borrow_mut();
+            let input = &mut *input;
+            loop {
+                if !input.buffer.is_empty() {
+                    let before = input.buffer.len();
+                    match head::parse_request(&mut input.buffer, &self.settings.limits, &mut input.scanned) {
+                        Ok(Some(head)) => {
+                            input.scanned = 0;
+                            let bytes = (before - input.buffer.len()) as u64;
+                            return Poll::Ready(Next::Request(Box::new(head), bytes));
+                        }
+                        Ok(None) => {}
+                        Err(error) => return Poll::Ready(Next::Bad(Refusal::Head(error))),
+                    }
+                }
+                let mut io = shared.io.borrow_mut();
+                let Some(io) = io.as_mut() else {
+                    return Poll::Ready(Next::Close);
+                };
+                match poll_fill(cx, io, &mut input.buffer, HEAD_READ) {
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(if head::has_begun(&input.buffer) {
+                            Next::Gone
+                        } else {
+                            Next::Close
+                        });
+                    }
+                    Poll::Ready(Ok(_)) => {
+                        if idle {
+                            idle = false;
+                            shrink = false;
+                            shared
+                                .timer
+                                .set(self.tools.wheel.now().plus(self.settings.headers));
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Next::Failed(error)),
+                    Poll::Pending => {}
+                }
+                if shared.timer.poll_expired(cx).is_ready() {
+                    if !idle {
+                        return Poll::Ready(Next::Bad(Refusal::HeadTimeout));
+                    }
+                    if !shrink {
+                        return Poll::Ready(Next::Close);
+                    }
+                    // Idle for a while: what is needed to wait is the socket alone.
+                    shrink = false;
+                    input.buffer = BytesMut::new();
+                    shared.output.borrow_mut().flat = BytesMut::new();
+                    shared.timer.set(until);
+                    continue;
+                }
+                // A request that has begun is still served while draining.
+                if idle && self.drain.poll_draining(cx) {
+                    return Poll::Ready(Next::Close);
+                }
+                if idle && !shrink && input.buffer.capacity() > 0 && self.requests > 0 {
+                    input.buffer = BytesMut::new();
+                }
+                return Poll::Pending;
+            }
+        })
+        .await
+    }
+
+    /// Turns a head into what the service gets.
+    fn exchange(&self, head: RequestHead, head_bytes: u64) -> Exchange {
+        let shared = &self.shared;
+        let mut input = shared.input.borrow_mut();
+        input.decoder = Decoder::new(head.framing);
+        input.received = 0;
+        input.started = self.tools.wheel.recent();
+        let has_body = !input.decoder.is_done();
+        drop(input);
+        shared.timer.clear();
+        shared.answering.set(false);
+        shared.interim.set(head.version == Version::HTTP_11);
+        shared
+            .continue_owed
+            .set(head.expect_continue && has_body && head.version == Version::HTTP_11);
+        let body = if has_body {
+            AnyBody::Http1(RequestBody {
+                shared: Rc::clone(shared),
+            })
+        } else {
+            AnyBody::Empty
+        };
+        let method = head.method.clone();
+        let version = head.version;
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.version_mut() = version;
+        *request.headers_mut() = head.headers;
+        let early = if version == Version::HTTP_11 {
+            Early::Http1(Interim {
+                shared: Rc::clone(shared),
+            })
+        } else {
+            Early::None
+        };
+        let keep_alive = head.keep_alive && self.settings.max_requests.is_none_or(|max| self.requests < max);
+        Exchange {
+            inbound: Inbound {
+                request,
+                early,
+                head_bytes,
+            },
+            method,
+            version,
+            keep_alive,
+        }
+    }
+
+    /// Drives the service, writes interim responses, and notices a client that leaves.
+    async fn await_reply<B>(
+        &self,
+        mut call: Pin<&mut impl Future<Output = Reply<B>>>,
+    ) -> Result<Reply<B>, Ended> {
+        poll_fn(|cx| {
+            if let Poll::Ready(reply) = call.as_mut().poll(cx) {
+                return Poll::Ready(Ok(reply));
+            }
+            if let Poll::Ready(Err(error)) = self.shared.poll_flush(cx) {
+                return Poll::Ready(Err(gone(error)));
+            }
+            match self.shared.poll_client_gone(cx) {
+                Poll::Ready(ended) => Poll::Ready(Err(ended)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Writes one answer.
+    async fn answer<B>(
+        &self,
+        method: &Method,
+        version: Version,
+        may_continue: bool,
+        reply: Reply<B>,
+    ) -> Result<After, Ended>
+    where
+        B: Body<Data = Bytes, Error = BodyError> + Unpin,
+    {
+        let Reply {
+            head,
+            body,
+            tunnel,
+            idle,
+        } = reply;
+        let mut body = pin!(body);
+        let shared = &*self.shared;
+        shared.answering.set(true);
+        let now = self.tools.wheel.recent();
+        let upgraded = tunnel.is_some() && head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let aged = self.old_at.is_some_and(|old| now >= old);
+        // Unread content of a client that still waits for `100 Continue` will never come.
+        let unsent = shared.continue_owed.get();
+        let keep_alive =
+            may_continue && !aged && !unsent && !self.drain.is_draining() && !says_close(&head.headers);
+        let (framing, bodiless) = answer_framing(method, version, head.status, &head.headers, &*body);
+        let keep_alive = keep_alive && framing != Framing::UntilClose;
+        {
+            let mut output = shared.output.borrow_mut();
+            let connection = match head.headers.get(header::UPGRADE) {
+                Some(protocol) if upgraded => encode::Connection::Upgrade(protocol),
+                _ if keep_alive => encode::Connection::KeepAlive,
+                _ => encode::Connection::Close,
+            };
+            let date = self.tools.date.get(now);
+            encode::response_head(
+                &mut output.flat,
+                version,
+                head.status,
+                &head.headers,
+                framing,
+                connection,
+                Some(&date),
+            );
+        }
+        let chunked = framing == Framing::Chunked;
+        let mut left = match framing {
+            Framing::Length(length) if !bodiless => Some(length),
+            _ => None,
+        };
+        let mut ended = bodiless || upgraded;
+        let mut stall: Option<(Timer, u64)> = None;
+        poll_fn(|cx| {
+            let mut wrote_nothing = false;
+            loop {
+                while !ended && shared.output.borrow().has_room() {
+                    match body.as_mut().poll_frame(cx) {
+                        Poll::Ready(Some(Ok(frame))) => {
+                            let mut output = shared.output.borrow_mut();
+                            match frame.into_data() {
+                                Ok(data) => {
+                                    if let Some(left) = left.as_mut() {
+                                        // More than announced would be read as the next answer.
+                                        let Some(rest) = left.checked_sub(data.len() as u64) else {
+                                            return Poll::Ready(Err(Ended::AnswerFailed(
+                                                BodyError::Malformed("longer than its content-length"),
+                                            )));
+                                        };
+                                        *left = rest;
+                                    }
+                                    output.push_data(data, chunked);
+                                }
+                                Err(frame) => {
+                                    if let (true, Ok(trailers)) = (chunked, frame.into_trailers()) {
+                                        encode::last_chunk(&mut output.flat, Some(&trailers));
+                                        ended = true;
+                                    }
+                                }
+                            }
+                        }
+                        Poll::Ready(Some(Err(error))) => {
+                            return Poll::Ready(Err(Ended::AnswerFailed(error)));
+                        }
+                        Poll::Ready(None) => {
+                            ended = true;
+                            if left.is_some_and(|left| left > 0) {
+                                return Poll::Ready(Err(Ended::AnswerFailed(BodyError::Truncated)));
+                            }
+                            if chunked {
+                                encode::last_chunk(&mut shared.output.borrow_mut().flat, None);
+                            }
+                        }
+                        Poll::Pending => {
+                            wrote_nothing = true;
+                            break;
+                        }
+                    }
+                }
+                match shared.poll_flush(cx) {
+                    Poll::Ready(Ok(())) if ended => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) if !wrote_nothing => {}
+                    Poll::Ready(Ok(())) => {
+                        return match shared.poll_client_gone(cx) {
+                            Poll::Ready(gone) => Poll::Ready(Err(gone)),
+                            Poll::Pending => Poll::Pending,
+                        };
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(gone(error))),
+                    Poll::Pending => {
+                        // Nobody reads at the other end; progress is counted in bytes the socket took.
+                        let Some(idle) = idle else { return Poll::Pending };
+                        let written = shared.output.borrow().written;
+                        let (timer, seen) = stall.get_or_insert_with(|| (self.tools.wheel.timer(), u64::MAX));
+                        if *seen != written {
+                            *seen = written;
+                            timer.set(self.tools.wheel.now().plus(idle));
+                        }
+                        return match timer.poll_expired(cx) {
+                            Poll::Ready(()) => Poll::Ready(Err(Ended::AnswerFailed(BodyError::Stalled))),
+                            Poll::Pending => Poll::Pending,
+                        };
+                    }
+                }
+            }
+        })
+        .await
+        .inspect_err(|ended| {
+            if let (Ended::AnswerFailed(_), Some(io)) = (ended, shared.io.borrow_mut().as_mut()) {
+                // Without a length, an orderly close would look like a complete answer.
+                if framing == Framing::UntilClose {
+                    io.abort();
+                }
+            }
+        })?;
+        if let (true, Some(start)) = (upgraded, tunnel) {
+            return Ok(After::Tunnel(start));
+        }
+        if keep_alive && self.discard_rest() {
+            Ok(After::Continue)
+        } else {
+            Ok(After::Close)
+        }
+    }
+
+    /// Swallows what is left of the request body if that is little and already here.
+    fn discard_rest(&self) -> bool {
+        let mut input = self.shared.input.borrow_mut();
+        let input = &mut *input;
+        let mut swallowed = 0;
+        while !input.decoder.is_done() {
+            match input.decoder.decode(&mut input.buffer) {
+                Ok(Some(frame)) => {
+                    swallowed += frame.data_ref().map_or(0, Bytes::len);
+                    if swallowed > DRAIN_BYTES {
+                        return false;
+                    }
+                }
+                Ok(None) if input.decoder.is_done() => {}
+                Ok(None) | Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    async fn refuse<S: Service>(&self, service: &S, refusal: Refusal) -> Ended {
+        let (head, content) = service.refuse(refusal).into_parts();
+        let now = self.tools.wheel.now();
+        {
+            let mut output = self.shared.output.borrow_mut();
+            encode::response_head(
+                &mut output.flat,
+                Version::HTTP_11,
+                head.status,
+                &head.headers,
+                Framing::Length(content.len() as u64),
+                encode::Connection::Close,
+                Some(&self.tools.date.get(now)),
+            );
+            output.flat.extend_from_slice(&content);
+        }
+        self.shared.timer.set(now.plus(LINGER));
+        let sent = poll_fn(|cx| {
+            if self.shared.timer.poll_expired(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.shared.poll_flush(cx)
+        })
+        .await;
+        if sent.is_ok() {
+            self.linger().await;
+        }
+        Ended::Refused(refusal)
+    }
+
+    /// Closes so that the client can read our last answer although it may still be sending (RFC 9112 §9.6).
+    async fn linger(&self) {
+        let shared = &*self.shared;
+        let Some(mut io) = shared.io.borrow_mut().take() else {
+            return;
+        };
+        shared.timer.set(self.tools.wheel.now().plus(LINGER));
+        let mut scratch = BytesMut::with_capacity(8 * 1024);
+        let mut swallowed = 0;
+        let mut shut = false;
+        poll_fn(|cx| {
+            loop {
+                if !shut {
+                    match Pin::new(&mut io).poll_shutdown(cx) {
+                        Poll::Ready(Ok(())) => shut = true,
+                        Poll::Ready(Err(_)) => return Poll::Ready(()),
+                        Poll::Pending => {}
+                    }
+                }
+                match poll_fill(cx, &mut io, &mut scratch, 8 * 1024) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(count)) => {
+                        swallowed += count;
+                        scratch.clear();
+                        if swallowed > DRAIN_BYTES {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Pending if shared.timer.poll_expired(cx).is_ready() => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    fn into_tunnel(self) -> Option<Tunnel> {
+        let io = self.shared.io.borrow_mut().take()?;
+        let early = self.shared.input.borrow_mut().buffer.split().freeze();
+        Some(Tunnel::stream(io, early))
+    }
+}
+
+struct Exchange {
+    inbound: Inbound,
+    method: Method,
+    version: Version,
+    keep_alive: bool,
+}
+
+enum After {
+    Continue,
+    Close,
+    Tunnel(crate::wire::TunnelStart),
+}
+
+fn gone(error: io::Error) -> Ended {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::UnexpectedEof => Ended::ClientGone,
+        _ => Ended::Io(error),
+    }
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONNECTION)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+}
+
+/// How an answer is framed, and whether it has no content by definition (RFC 9112 §6.3).
+fn answer_framing<B: Body>(
+    method: &Method,
+    version: Version,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &B,
+) -> (Framing, bool) {
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        return (Framing::None, true);
+    }
+    if method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
+        // What GET would have announced; nothing is sent.
+        let announced = head::declared_length(headers);
+        return (announced.map_or(Framing::None, Framing::Length), true);
+    }
+    match body.size_hint().exact() {
+        Some(length) => (Framing::Length(length), false),
+        None if version == Version::HTTP_11 => (Framing::Chunked, false),
+        None => (Framing::UntilClose, false),
+    }
+}
+
+impl Shared {
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut output = self.output.borrow_mut();
+        if output.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.io.borrow_mut().as_mut() {
+            Some(io) => output.poll_flush(cx, io),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Watches for the end of the stream while nothing else reads from it. Early bytes of a next request are kept, up
+    /// to one head's worth.
+    fn poll_client_gone(&self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let mut input = self.input.borrow_mut();
+        if !input.decoder.is_done() || input.buffer.len() >= HEAD_READ {
+            return Poll::Pending;
+        }
+        let mut io = self.io.borrow_mut();
+        let Some(io) = io.as_mut() else {
+            return Poll::Pending;
+        };
+        loop {
+            match ready!(poll_fill(cx, io, &mut input.buffer, HEAD_READ)) {
+                Ok(0) => return Poll::Ready(Ended::ClientGone),
+                Ok(_) if input.buffer.len() >= HEAD_READ => return Poll::Pending,
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(gone(error)),
+            }
+        }
+    }
+
+    fn interim(&self, status: StatusCode, headers: &HeaderMap) {
+        if !self.answering.get() && self.interim.get() {
+            encode::informational(&mut self.output.borrow_mut().flat, status, headers);
+        }
+    }
+}
+
+/// The content of one request, read on demand.
+#[derive(Debug)]
+pub struct RequestBody {
+    shared: Rc<Shared>,
+}
+
+impl RequestBody {
+    pub(in crate::wire) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let shared = &*self.shared;
+        if shared.continue_owed.take() && !shared.answering.get() {
+            encode::informational(
+                &mut shared.output.borrow_mut().flat,
+                StatusCode::CONTINUE,
+                &HeaderMap::new(),
+            );
+            if let Poll::Ready(Err(error)) = shared.poll_flush(cx) {
+                return Poll::Ready(Some(Err(BodyError::Io(error))));
+            }
+        }
+        let mut input = shared.input.borrow_mut();
+        let input = &mut *input;
+        let mut io = shared.io.borrow_mut();
+        let Some(io) = io.as_mut() else {
+            return Poll::Ready(Some(Err(BodyError::Truncated)));
+        };
+        match input.decoder.poll_frame(cx, io, &mut input.buffer) {
+            Poll::Pending => {
+                let Some(idle) = shared.body_idle else {
+                    return Poll::Pending;
+                };
+                // The timer is armed by the first wait and moved by the next frame.
+                let wheel = shared.timer.wheel();
+                if shared.timer.is_armed() {
+                    if shared.timer.poll_expired(cx).is_ready() {
+                        return Poll::Ready(Some(Err(BodyError::Stalled)));
+                    }
+                } else {
+                    shared.timer.set(wheel.now().plus(idle));
+                    if shared.timer.poll_expired(cx).is_ready() {
+                        return Poll::Ready(Some(Err(BodyError::Stalled)));
+                    }
+                }
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if shared.timer.is_armed() {
+                    shared.timer.clear();
+                    input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    let spent = shared.timer.wheel().now().since(input.started);
+                    if spent > RATE_AFTER && input.received < MIN_RATE * spent.as_secs() {
+                        return Poll::Ready(Some(Err(BodyError::Stalled)));
+                    }
+                } else {
+                    input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            other => {
+                shared.timer.clear();
+                other
+            }
+        }
+    }
+
+    pub(in crate::wire) fn is_end_stream(&self) -> bool {
+        self.shared.input.borrow().decoder.is_done()
+    }
+
+    pub(in crate::wire) fn size_hint(&self) -> SizeHint {
+        self.shared.input.borrow().decoder.size_hint()
+    }
+}
+
+/// Writes interim responses to the connection of one request.
+#[derive(Debug, Clone)]
+pub struct Interim {
+    shared: Rc<Shared>,
+}
+
+impl Interim {
+    pub(in crate::wire) fn send(&self, status: StatusCode, headers: &HeaderMap) {
+        self.shared.interim(status, headers);
+    }
+}

@@ -1,0 +1,395 @@
+//! One HTTP/2 connection of a client.
+//!
+//! The connection task drives frames; each request is a task of its own on the same worker, ended by its answer or by
+//! the client's reset. Draining sends GOAWAY and finishes what runs.
+//!
+//! A client that opens streams only to reset them makes the proxy work for nothing (CVE-2023-44487): resets before an
+//! answer are counted, and a connection on which they outweigh the requests that were let live is ended with
+//! ENHANCE_YOUR_CALM.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bellwether_core::{Dice, Moment};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+
+use super::{PumpError, RecvBody, SendPump, StreamTunnel};
+use crate::net::Io;
+use crate::wire::{BodyError, Drain, Early, Inbound, Reply, RequestBody, Service, Toolbox, Tunnel};
+
+/// Limits and timeouts of a listener's HTTP/2 connections.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Streams open at once.
+    pub max_streams: u32,
+    /// Size of a header list as HPACK counts it (RFC 9113 §10.5.1).
+    pub header_list: u32,
+    /// Number of fields of a head.
+    pub headers: usize,
+    /// The preface must be complete by then.
+    pub handshake: Duration,
+    /// Between two frames of a body that is wanted.
+    pub body_idle: Option<Duration>,
+    /// A connection without streams.
+    pub keep_alive: Duration,
+    /// After this a connection ends with its current streams; jittered by a tenth.
+    pub max_age: Option<Duration>,
+    /// Requests of one connection.
+    pub max_requests: Option<u32>,
+}
+
+/// What a stream may buffer towards a client that does not read.
+const SEND_BUFFER: usize = 64 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Resets before an answer that are nobody's fault, per window of [`RESET_WINDOW`].
+const RESETS_ALLOWED: u32 = 100;
+const RESET_WINDOW: Duration = Duration::from_secs(30);
+/// Between the first GOAWAY and the end: time for streams that were on their way.
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// In good order.
+    Cleanly,
+    /// The preface did not come in time.
+    HandshakeTimeout,
+    /// Too many streams were opened only to be reset.
+    ResetFlood,
+    /// The connection broke the protocol or was cut.
+    Failed(h2::Error),
+}
+
+struct Shared {
+    tools: Toolbox,
+    settings: Arc<Settings>,
+    active: Cell<u32>,
+    resets: Cell<u32>,
+    opened: Cell<u32>,
+    flooded: Cell<bool>,
+    waker: RefCell<Option<std::task::Waker>>,
+}
+
+impl Shared {
+    fn stream_ended(&self) {
+        self.active.set(self.active.get() - 1);
+        if (self.active.get() == 0 || self.flooded.get())
+            && let Some(waker) = self.waker.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn reset_unanswered(&self) {
+        self.resets.set(self.resets.get() + 1);
+        if self.resets.get() > RESETS_ALLOWED && self.resets.get() * 2 > self.opened.get() {
+            self.flooded.set(true);
+        }
+    }
+}
+
+/// Serves one connection until it ends.
+pub async fn serve<S: Service>(
+    io: Io,
+    service: Rc<S>,
+    settings: Arc<Settings>,
+    tools: Toolbox,
+    drain: &Rc<Drain>,
+    dice: &mut Dice,
+) -> Ended {
+    let wheel = tools.wheel.clone();
+    let timer = wheel.timer();
+    let now = wheel.now();
+    timer.set(now.plus(settings.handshake));
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(settings.max_streams)
+        .max_header_list_size(settings.header_list)
+        .max_send_buffer_size(SEND_BUFFER)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(20)
+        .enable_connect_protocol();
+    let handshake = builder.handshake::<_, Bytes>(io);
+    let mut handshake = std::pin::pin!(handshake);
+    let connection = poll_fn(|cx| {
+        if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
+            return Poll::Ready(Some(result));
+        }
+        timer.poll_expired(cx).map(|()| None)
+    })
+    .await;
+    let mut connection = match connection {
+        None => return Ended::HandshakeTimeout,
+        Some(Err(error)) => return Ended::Failed(error),
+        Some(Ok(connection)) => connection,
+    };
+    let old_at = settings
+        .max_age
+        .map(|age| now.plus(age.mul_f64(0.9 + 0.2 * dice.unit())));
+    let max_requests = settings.max_requests.unwrap_or(u32::MAX);
+    let keep_alive = settings.keep_alive;
+    let shared = Rc::new(Shared {
+        tools,
+        settings,
+        active: Cell::new(0),
+        resets: Cell::new(0),
+        opened: Cell::new(0),
+        flooded: Cell::new(false),
+        waker: RefCell::new(None),
+    });
+    let member = drain.join();
+    let mut requests = 0_u32;
+    let mut leaving: Option<Moment> = None;
+    let mut window_ends = now.plus(RESET_WINDOW);
+    let mut idle_since = now;
+    timer.set(old_at.map_or(now.plus(keep_alive), |old| old.min(now.plus(keep_alive))));
+    poll_fn(move |cx| {
+        loop {
+            match connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    let now = shared.tools.wheel.now();
+                    if now >= window_ends {
+                        window_ends = now.plus(RESET_WINDOW);
+                        shared.resets.set(0);
+                        shared.opened.set(0);
+                    }
+                    requests += 1;
+                    shared.opened.set(shared.opened.get() + 1);
+                    shared.active.set(shared.active.get() + 1);
+                    let task = Stream {
+                        shared: Rc::clone(&shared),
+                        service: Rc::clone(&service),
+                    };
+                    tokio::task::spawn_local(task.run(request, respond));
+                    if requests >= max_requests && leaving.is_none() {
+                        connection.graceful_shutdown();
+                        leaving = Some(Moment::FAR_FUTURE);
+                    }
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::Failed(error)),
+                Poll::Ready(None) => return Poll::Ready(Ended::Cleanly),
+                Poll::Pending => {}
+            }
+            match &*shared.waker.borrow() {
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                _ => {
+                    shared.waker.replace(Some(cx.waker().clone()));
+                }
+            }
+            if shared.flooded.get() {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                shared.flooded.set(false);
+                shared.resets.set(0);
+                leaving = Some(Moment::ZERO);
+                timer.set(shared.tools.wheel.now().plus(GOAWAY_GRACE));
+                continue;
+            }
+            if leaving.is_none() && member.poll_draining(cx) {
+                connection.graceful_shutdown();
+                leaving = Some(Moment::FAR_FUTURE);
+                continue;
+            }
+            if timer.poll_expired(cx).is_ready() {
+                let now = shared.tools.wheel.now();
+                if leaving == Some(Moment::ZERO) {
+                    return Poll::Ready(Ended::ResetFlood);
+                }
+                if shared.active.get() > 0 {
+                    idle_since = now;
+                }
+                let old = old_at.is_some_and(|old| now >= old);
+                if leaving.is_none() && (old || now >= idle_since.plus(keep_alive)) {
+                    connection.graceful_shutdown();
+                    leaving = Some(now);
+                    // A peer that ignores GOAWAY on an idle connection is not waited for.
+                    timer.set(now.plus(keep_alive));
+                    continue;
+                }
+                if leaving.is_some() && shared.active.get() == 0 {
+                    return Poll::Ready(Ended::Cleanly);
+                }
+                let next = now.plus(keep_alive);
+                timer.set(old_at.filter(|old| *old > now).map_or(next, |old| old.min(next)));
+                continue;
+            }
+            return Poll::Pending;
+        }
+    })
+    .await
+}
+
+/// One request on its own task.
+struct Stream<S> {
+    shared: Rc<Shared>,
+    service: Rc<S>,
+}
+
+impl<S: Service> Stream<S> {
+    async fn run(self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let shared = Rc::clone(&self.shared);
+        let _ended = OnDrop(|| shared.stream_ended());
+        self.serve(request, respond).await;
+    }
+
+    async fn serve(self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let (parts, recv) = request.into_parts();
+        let respond = Rc::new(RefCell::new(respond));
+        if parts.headers.len() > self.shared.settings.headers {
+            let refusal = crate::wire::Refusal::Head(crate::wire::http1::head::HeadError::TooManyHeaders);
+            let (head, content) = self.service.refuse(refusal).into_parts();
+            let reply = Reply {
+                head,
+                body: RequestBody::Full(content),
+                tunnel: None,
+                idle: None,
+            };
+            self.answer(&respond, reply, None, false).await;
+            return;
+        }
+        let extended = parts.extensions.get::<h2::ext::Protocol>().is_some();
+        let mut tunnel_half = None;
+        let body = if extended {
+            tunnel_half = Some(recv);
+            RequestBody::Empty
+        } else if recv.is_end_stream() {
+            RequestBody::Empty
+        } else {
+            let idle = self
+                .shared
+                .settings
+                .body_idle
+                .map(|idle| (self.shared.tools.wheel.timer(), idle));
+            RequestBody::Http2(RecvBody::new(recv, &parts.headers, idle))
+        };
+        let head_only = parts.method == Method::HEAD;
+        let inbound = Inbound {
+            request: Request::from_parts(parts, body),
+            early: Early::Http2(Interim {
+                respond: Rc::clone(&respond),
+            }),
+            head_bytes: 0,
+        };
+        let mut call = Box::pin(self.service.call(inbound));
+        let reply = poll_fn(|cx| {
+            if let Poll::Ready(reply) = call.as_mut().poll(cx) {
+                return Poll::Ready(Some(reply));
+            }
+            respond.borrow_mut().poll_reset(cx).map(|_| None)
+        })
+        .await;
+        drop(call);
+        let Some(reply) = reply else {
+            self.shared.reset_unanswered();
+            return;
+        };
+        self.answer(&respond, reply, tunnel_half, head_only).await;
+    }
+
+    async fn answer<B>(
+        &self,
+        respond: &RefCell<SendResponse<Bytes>>,
+        reply: Reply<B>,
+        tunnel_half: Option<RecvStream>,
+        head_only: bool,
+    ) where
+        B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+    {
+        let Reply {
+            mut head,
+            body,
+            tunnel,
+            idle,
+        } = reply;
+        for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+            head.headers.remove(name);
+        }
+        if !head.headers.contains_key(header::DATE) {
+            let date = self.shared.tools.date.get(self.shared.tools.wheel.recent());
+            if let Ok(value) = HeaderValue::from_maybe_shared(date) {
+                head.headers.insert(header::DATE, value);
+            }
+        }
+        let bodiless = head_only
+            || head.status == StatusCode::NO_CONTENT
+            || head.status == StatusCode::NOT_MODIFIED
+            || (body.is_end_stream() && tunnel.is_none());
+        if !bodiless
+            && tunnel.is_none()
+            && let Some(length) = body.size_hint().exact()
+            && !head.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            head.headers
+                .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let response = Response::from_parts(head, ());
+        let sent = respond.borrow_mut().send_response(response, bodiless);
+        let Ok(stream) = sent else { return };
+        if bodiless {
+            return;
+        }
+        if let (Some(start), Some(recv)) = (tunnel, tunnel_half) {
+            start(Tunnel::Http2(Box::new(StreamTunnel::new(stream, recv)))).await;
+            return;
+        }
+        let mut pump = SendPump { stream, body };
+        let mut stall = None;
+        let result = poll_fn(|cx| match pump.poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => {
+                // While the window is shut nothing else notices that the client stopped reading.
+                let Some(idle) = idle.filter(|_| pump.stream.capacity() == 0) else {
+                    stall = None;
+                    return Poll::Pending;
+                };
+                let timer = stall.get_or_insert_with(|| {
+                    let timer = self.shared.tools.wheel.timer();
+                    timer.set(self.shared.tools.wheel.now().plus(idle));
+                    timer
+                });
+                timer
+                    .poll_expired(cx)
+                    .map(|()| Err(PumpError::Body(BodyError::Stalled)))
+            }
+        })
+        .await;
+        match result {
+            Ok(()) | Err(PumpError::Reset | PumpError::Connection) => {}
+            Err(PumpError::Body(error)) => pump.stream.send_reset(error.h2_reason()),
+        }
+    }
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Sends interim responses on one stream.
+#[derive(Debug, Clone)]
+pub struct Interim {
+    respond: Rc<RefCell<SendResponse<Bytes>>>,
+}
+
+impl Interim {
+    pub(in crate::wire) fn send(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        response.headers_mut().clone_from(headers);
+        // Too late or on a dead stream there is nobody to tell.
+        drop(self.respond.borrow_mut().send_informational(response));
+    }
+}
