@@ -19,7 +19,6 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
 
 use super::{PumpError, RecvBody, SendPump, StreamTunnel};
 use crate::net::Io;
