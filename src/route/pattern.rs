@@ -5,7 +5,7 @@
 //! value; what must be bounded is the automaton, which the limits below do.
 
 use regex_automata::meta;
-use regex_syntax::hir::{Hir, Look};
+use regex_syntax::hir::{Hir, HirKind, Look};
 
 /// Bytes that the automaton of one pattern may take.
 const ONE: usize = 1 << 20;
@@ -14,6 +14,7 @@ const ONE: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Pattern {
     source: String,
+    segments: Box<str>,
     hir: Hir,
     regex: meta::Regex,
 }
@@ -40,6 +41,7 @@ impl Pattern {
         let regex = build(&[&hir], ONE, meta::Config::new())?;
         Ok(Self {
             source: source.to_owned(),
+            segments: first_segments(&hir),
             hir,
             regex,
         })
@@ -48,6 +50,11 @@ impl Pattern {
     /// The pattern as written.
     pub fn as_str(&self) -> &str {
         &self.source
+    }
+
+    /// The path, by whole segments and without slash at the end, below which every match lies; often empty.
+    pub(super) fn first_segments(&self) -> &str {
+        &self.segments
     }
 
     /// Whether the whole value matches.
@@ -63,6 +70,28 @@ impl PartialEq for Pattern {
 }
 
 impl Eq for Pattern {}
+
+/// The whole segments of a path that an anchored expression starts with.
+fn first_segments(hir: &Hir) -> Box<str> {
+    let parts = match hir.kind() {
+        HirKind::Concat(parts) => parts.as_slice(),
+        _ => std::slice::from_ref(hir),
+    };
+    let mut literal: Vec<u8> = Vec::new();
+    for part in parts {
+        match part.kind() {
+            HirKind::Look(_) => {}
+            HirKind::Literal(bytes) => literal.extend_from_slice(&bytes.0),
+            _ => break,
+        }
+    }
+    // What follows the last slash may go on in the path; a beginning without slash is no path of the trie.
+    let whole = memchr::memrchr(b'/', &literal).map_or(&[][..], |slash| &literal[..slash]);
+    match std::str::from_utf8(whole) {
+        Ok(text) if text.starts_with('/') => text.into(),
+        _ => "".into(),
+    }
+}
 
 /// One automaton for all patterns: a single pass over a path tells which of them match it.
 pub(super) fn all_at_once(patterns: &[&Pattern]) -> Result<meta::Regex, PatternError> {
@@ -107,6 +136,27 @@ mod tests {
         assert!(matches!(Pattern::new("a)|(b"), Err(PatternError::Syntax(_))));
         let lines = Pattern::new("(?m)^a$").unwrap();
         assert!(!lines.matches(b"a\nb"));
+    }
+
+    #[test]
+    fn a_pattern_is_filed_under_segments_that_every_match_has() {
+        let filed = |source| Pattern::new(source).unwrap().first_segments().to_owned();
+        assert_eq!(filed("/export/[0-9]{4}/.*"), "/export");
+        assert_eq!(filed("^/a/b/c"), "/a/b");
+        assert_eq!(filed("/a/bc*"), "/a");
+        for none in [
+            "/a",
+            "/a/?",
+            "(?i)/a/b/c",
+            "/x/|/y/",
+            ".*/b/",
+            "a/b/",
+            "",
+            "(/a)?/b/",
+            "/?a/",
+        ] {
+            assert_eq!(filed(none), "", "{none}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn settings() -> impl Strategy<Value = MatchSettings> {
         2 => Just(PathMatch::Any),
         3 => literals.clone().prop_map(|paths| PathMatch::exact(paths).unwrap()),
         4 => literals.prop_map(|paths| PathMatch::prefix(paths).unwrap()),
-        2 => select(vec!["/a.*", "/(a|api)/?", ".*", "/[^/]+/b", "/a/b|/a", "(?i)/API"])
+        2 => select(vec!["/a.*", "/(a|api)/?", ".*", "/[^/]+/b", "/a/b|/a", "/a/[^/]*", "/a//b.*", "/api/a/?", "/%2F/.*", "(?i)/API"])
             .prop_map(|source| PathMatch::Regex(Pattern::new(source).unwrap())),
     ];
     let value = prop_oneof![
