@@ -379,3 +379,303 @@ impl HttpCheck {
             .any(|range| range.contains(&status.as_u16()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UnixListener};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::new(Kind::Http(Box::new(HttpCheck::new(Uri::from_static(
+            "/healthz?full=1",
+        )))))
+    }
+
+    fn failure() -> Outcome {
+        Outcome::Timeout
+    }
+
+    /// The verdict after each result: `+` pass, `-` failure; upper case where it changed.
+    fn verdicts(results: &str) -> String {
+        let (settings, mut state) = (settings(), ProbeState::default());
+        results
+            .chars()
+            .map(|result| {
+                let report = state.record(&settings, if result == '+' { Outcome::Pass } else { failure() });
+                match (report.health, report.changed) {
+                    (Health::Healthy, true) => 'H',
+                    (Health::Healthy, false) => 'h',
+                    (Health::Unhealthy, true) => 'U',
+                    (Health::Unhealthy, false) => 'u',
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_first_result_decides_and_then_only_results_in_a_row_do() {
+        assert_eq!(verdicts("+"), "H");
+        assert_eq!(verdicts("-"), "U");
+        assert_eq!(verdicts("+---"), "HhhU");
+        assert_eq!(verdicts("-++"), "UuH");
+        assert_eq!(verdicts("+--+--+---"), "HhhhhhhhhU");
+        assert_eq!(verdicts("-+-+-++"), "UuuuuuH");
+        assert_eq!(verdicts("---++---"), "UuuuHhhU");
+    }
+
+    #[test]
+    fn checks_come_sooner_on_the_edge_and_never_in_step() {
+        let (settings, mut state, mut dice) = (settings(), ProbeState::default(), Dice::new(3));
+        for _ in 0..100 {
+            assert!(state.next(&settings, dice.next_u64()) <= Duration::from_secs(1));
+        }
+        state.record(&settings, Outcome::Pass);
+        let mut waits: Vec<Duration> = (0..100).map(|_| state.next(&settings, dice.next_u64())).collect();
+        assert!(
+            waits
+                .iter()
+                .all(|wait| (4_000..=6_000).contains(&wait.as_millis())),
+            "{waits:?}"
+        );
+        waits.dedup();
+        assert!(waits.len() > 90);
+        assert!(state.phase(&settings, 0) < Duration::from_millis(1));
+        state.record(&settings, failure());
+        assert!((800..=1_200).contains(&state.next(&settings, dice.next_u64()).as_millis()));
+        state.record(&settings, Outcome::Pass);
+        assert!(state.next(&settings, dice.next_u64()) >= Duration::from_secs(4));
+    }
+
+    proptest! {
+        #[test]
+        fn a_change_always_has_its_threshold_behind_it(
+            results in prop::collection::vec(any::<bool>(), 1..80), up in 0u32..5, down in 0u32..5
+        ) {
+            let settings = Settings { healthy_threshold: up, unhealthy_threshold: down, ..settings() };
+            let mut state = ProbeState::default();
+            for (at, pass) in results.iter().enumerate() {
+                let before = state.health();
+                let report = state.record(&settings, if *pass { Outcome::Pass } else { failure() });
+                prop_assert_eq!(report.changed, state.health() != before);
+                prop_assert_eq!(Some(report.health), state.health());
+                let row = results[..=at].iter().rev().take_while(|result| *result == pass).count();
+                prop_assert_eq!(report.in_a_row as usize, row);
+                if report.changed && before.is_some() {
+                    let needed = if *pass { up } else { down };
+                    prop_assert!(report.in_a_row >= needed.max(1));
+                    prop_assert_eq!(report.health == Health::Healthy, *pass);
+                }
+            }
+        }
+    }
+
+    /// Answers every connection with the same bytes and passes on the heads of the requests.
+    async fn serve(answer: &'static [u8]) -> (Target, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target {
+            address: SocketAddress::Ip(listener.local_addr().unwrap()),
+            host: None,
+        };
+        let (heads, received) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_closed) => break,
+                    }
+                }
+                let _nobody_listens = heads.send(String::from_utf8(head).unwrap()).is_err();
+                let _cut = stream.write_all(answer).await.is_err();
+            }
+        });
+        (target, received)
+    }
+
+    fn with(change: impl FnOnce(&mut HttpCheck)) -> Settings {
+        let mut check = HttpCheck::new(Uri::from_static("/"));
+        change(&mut check);
+        Settings::new(Kind::Http(Box::new(check)))
+    }
+
+    #[tokio::test]
+    async fn the_request_says_what_was_configured() {
+        let (mut target, mut heads) = serve(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert_eq!(check(&target, &settings()).await, Outcome::Pass);
+        let head = heads.recv().await.unwrap();
+        assert!(
+            head.starts_with("GET /healthz?full=1 HTTP/1.1\r\nhost: 127.0.0.1:"),
+            "{head}"
+        );
+        assert!(head.contains("connection: close\r\n") && head.contains("user-agent: bellwether-probe\r\n"));
+        target.host = Some("app.example".into());
+        let settings = with(|check| {
+            check.method = Method::HEAD;
+            check.headers.insert("x-probe", HeaderValue::from_static("1"));
+        });
+        assert_eq!(check(&target, &settings).await, Outcome::Pass);
+        let head = heads.recv().await.unwrap();
+        assert!(
+            head.starts_with("HEAD / HTTP/1.1\r\nhost: app.example\r\n"),
+            "{head}"
+        );
+        assert!(head.contains("x-probe: 1\r\n"), "{head}");
+        let settings = with(|check| {
+            check
+                .headers
+                .insert(HOST, HeaderValue::from_static("other.example"));
+        });
+        check(&target, &settings).await;
+        assert!(heads.recv().await.unwrap().contains("host: other.example\r\n"));
+    }
+
+    #[tokio::test]
+    async fn the_status_must_be_expected() {
+        let (target, _heads) =
+            serve(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno").await;
+        assert_eq!(
+            check(&target, &settings()).await,
+            Outcome::Unexpected("status 503".into())
+        );
+        let accepting = with(|check| check.expect_status = vec![200..=200, 500..=599]);
+        assert_eq!(check(&target, &accepting).await, Outcome::Pass);
+    }
+
+    #[tokio::test]
+    async fn the_body_must_match_within_its_first_bytes() {
+        let expecting =
+            |text| with(|check| check.expect_body = Some(regex::bytes::Regex::new(text).unwrap()));
+        let (target, _heads) = serve(b"HTTP/1.1 200 OK\r\n\r\nstatus: green\n").await;
+        assert_eq!(
+            check(&target, &expecting("status: (green|yellow)")).await,
+            Outcome::Pass
+        );
+        assert!(matches!(
+            check(&target, &expecting("red")).await,
+            Outcome::Unexpected(_)
+        ));
+        let long: &'static [u8] = Box::leak(
+            format!("HTTP/1.1 200 OK\r\n\r\n{}green", "-".repeat(MAX_BODY))
+                .into_bytes()
+                .into_boxed_slice(),
+        );
+        let (target, _heads) = serve(long).await;
+        assert!(matches!(
+            check(&target, &expecting("green")).await,
+            Outcome::Unexpected(_)
+        ));
+        assert_eq!(check(&target, &expecting("-{10}")).await, Outcome::Pass);
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_apart() {
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let target = Target {
+            address: SocketAddress::Ip(closed),
+            host: None,
+        };
+        assert!(matches!(check(&target, &settings()).await, Outcome::Refused(_)));
+        let (target, _heads) = serve(b"").await;
+        assert!(matches!(check(&target, &settings()).await, Outcome::Broken(_)));
+        let (target, _heads) = serve(b"SSH-2.0-OpenSSH\r\n").await;
+        assert!(matches!(check(&target, &settings()).await, Outcome::Broken(_)));
+        // Accepts (the backlog does) and never answers.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target {
+            address: SocketAddress::Ip(silent.local_addr().unwrap()),
+            host: None,
+        };
+        let impatient = Settings {
+            timeout: Duration::from_millis(20),
+            ..settings()
+        };
+        assert_eq!(check(&target, &impatient).await, Outcome::Timeout);
+        assert_eq!(
+            check(
+                &target,
+                &Settings {
+                    kind: Kind::Tcp,
+                    ..impatient
+                }
+            )
+            .await,
+            Outcome::Pass
+        );
+    }
+
+    #[tokio::test]
+    async fn another_port_and_a_unix_socket_can_be_asked() {
+        let (asked, mut heads) = serve(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let port = asked.address.ip().unwrap().port();
+        let target = Target {
+            address: SocketAddress::Ip(([127, 0, 0, 1], 1).into()),
+            host: None,
+        };
+        assert_eq!(
+            check(
+                &target,
+                &Settings {
+                    port: Some(port),
+                    ..settings()
+                }
+            )
+            .await,
+            Outcome::Pass
+        );
+        assert!(
+            heads
+                .recv()
+                .await
+                .unwrap()
+                .contains(&format!("host: 127.0.0.1:{port}\r\n"))
+        );
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let target = Target {
+            address: SocketAddress::Unix(path.as_path().into()),
+            host: None,
+        };
+        let connect_only = Settings {
+            kind: Kind::Tcp,
+            ..settings()
+        };
+        assert_eq!(check(&target, &connect_only).await, Outcome::Pass);
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_is_followed_down_until_cancelled() {
+        let (target, mut heads) = serve(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let expecting = Settings {
+            interval: Duration::from_millis(20),
+            edge_interval: Duration::from_millis(20),
+            ..with(|check| check.expect_status = vec![500..=500])
+        };
+        let mut state = ProbeState::default();
+        state.record(&expecting, Outcome::Pass);
+        let cancel = CancellationToken::new();
+        let (reports, mut heard) = mpsc::unbounded_channel();
+        let report = move |report| {
+            let _nobody_listens = reports.send(report).is_err();
+        };
+        let running = tokio::spawn(run(target, Arc::new(expecting), state, 9, cancel.clone(), report));
+        for in_a_row in 1..=3 {
+            let report: Report = heard.recv().await.unwrap();
+            assert_eq!((report.in_a_row, report.changed), (in_a_row, in_a_row == 3));
+        }
+        heads.recv().await.unwrap();
+        cancel.cancel();
+        running.await.unwrap();
+    }
+}

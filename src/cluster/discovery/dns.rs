@@ -6,17 +6,19 @@
 //! Invariants: one family or one SRV target that cannot be resolved does not remove the addresses it had; a name in
 //! `/etc/hosts` is never asked about elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::Dice;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::net::SocketAddress;
 
+use self::lookups::Lookups;
 use super::keep::{self, Answer, Keeper, Pace, Step};
 use super::{Event, MAX_MEMBERS, Member, SourceKind, Task};
 
@@ -141,13 +143,13 @@ impl Resolver {
     /// Asks once.
     pub async fn ask(&self, question: &Question, memory: &mut Memory) -> Answer {
         let asking = async {
-            let lookups = match lookups::Lookups::prepare(self).await {
+            let lookups = match Lookups::prepare(self).await {
                 Ok(lookups) => lookups,
                 Err(why) => return Answer::Failed(why),
             };
             match question {
                 Question::Addresses { host, port } => self.ask_addresses(&lookups, host, *port, memory).await,
-                Question::Services { name } => self.ask_services(&lookups, name, memory).await,
+                Question::Services { name } => self.ask_services(lookups, name, memory).await,
             }
         };
         match tokio::time::timeout(self.timeout, asking).await {
@@ -158,14 +160,22 @@ impl Resolver {
 
     async fn ask_addresses(
         &self,
-        lookups: &lookups::Lookups,
+        lookups: &Lookups,
         host: &Arc<str>,
         port: u16,
         memory: &mut Memory,
     ) -> Answer {
-        match self.addresses(lookups, host, memory).await {
+        let heard = match host.parse::<IpAddr>() {
+            Ok(ip) => Heard::Found(vec![ip], None),
+            Err(_name) => {
+                let (v4, v6) = lookups.addresses(host).await;
+                memory.hosts.entry(host.clone()).or_default().merge(host, v4, v6)
+            }
+        };
+        match heard {
             Heard::Found(addresses, _) if addresses.len() > MAX_MEMBERS => too_many(addresses.len()),
             Heard::Found(addresses, ttl) => {
+                let host: Arc<str> = host.trim_end_matches('.').into();
                 let member = |ip| Member {
                     host: Some(host.clone()),
                     ..Member::new(SocketAddress::Ip(SocketAddr::new(ip, port)))
@@ -177,7 +187,7 @@ impl Resolver {
         }
     }
 
-    async fn ask_services(&self, lookups: &lookups::Lookups, name: &Arc<str>, memory: &mut Memory) -> Answer {
+    async fn ask_services(&self, lookups: Lookups, name: &Arc<str>, memory: &mut Memory) -> Answer {
         let (services, mut ttl) = match lookups.services(name).await {
             Heard::Found(services, ttl) => (services, ttl),
             Heard::Nothing(why) => return Answer::Empty(why),
@@ -194,16 +204,13 @@ impl Resolver {
         if services.len() > MAX_MEMBERS {
             return too_many(services.len());
         }
-        memory
-            .hosts
-            .retain(|host, _| services.iter().any(|service| service.target == *host));
-        let mut ranks: Vec<u16> = services.iter().map(|service| service.priority).collect();
-        ranks.sort_unstable();
-        ranks.dedup();
-        let mut members = Vec::new();
+        let targets: BTreeSet<Arc<str>> = services.iter().map(|service| service.target.clone()).collect();
+        memory.hosts.retain(|host, _| targets.contains(host));
+        let mut found = BTreeMap::new();
         let mut trouble = None;
-        for service in &services {
-            let addresses = match self.addresses(lookups, &service.target, memory).await {
+        for (target, (v4, v6)) in self.look_up_all(lookups, targets).await {
+            let known = memory.hosts.entry(target.clone()).or_default();
+            let addresses = match known.merge(&target, v4, v6) {
                 Heard::Found(addresses, address_ttl) => {
                     ttl = ttl.into_iter().chain(address_ttl).min();
                     addresses
@@ -211,71 +218,100 @@ impl Resolver {
                 // A target that left DNS before its SRV record did is simply gone.
                 Heard::Nothing(_) => Vec::new(),
                 Heard::Failed(why) => {
-                    trouble = Some(Arc::from(format!("{}: {why}", service.target)));
-                    ttl = Some(keep::RETRY_BOUNDS.0);
-                    memory
-                        .hosts
-                        .get(&service.target)
-                        .map(Known::all)
-                        .unwrap_or_default()
+                    trouble = Some(Arc::from(format!("{target}: {why}")));
+                    ttl = ttl.into_iter().chain([PARTIAL]).min();
+                    usable(&target, known.all())
                 }
             };
+            found.insert(target, addresses);
+        }
+        let mut ranks: Vec<u16> = services.iter().map(|service| service.priority).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        let mut members = Vec::new();
+        for service in &services {
             let rank = ranks.binary_search(&service.priority).unwrap_or(0);
-            members.extend(addresses.into_iter().map(|ip| Member {
+            let addresses = found.get(&service.target).into_iter().flatten();
+            members.extend(addresses.map(|ip| Member {
                 host: Some(service.target.clone()),
                 // RFC 2782: weight 0 is a small chance, not none; our 0 would drain it.
                 weight: u32::from(service.weight.max(1)),
                 priority: u8::try_from(rank).unwrap_or(u8::MAX),
-                ..Member::new(SocketAddress::Ip(SocketAddr::new(ip, service.port)))
+                ..Member::new(SocketAddress::Ip(SocketAddr::new(*ip, service.port)))
             }));
+            if members.len() > MAX_MEMBERS {
+                return too_many(members.len());
+            }
         }
-        match (members.len(), trouble) {
-            (0, Some(why)) => Answer::Failed(why),
-            (0, None) => Answer::Empty("no SRV target has an address".into()),
-            (found, _) if found > MAX_MEMBERS => too_many(found),
-            _ => Answer::Members(members, ttl),
+        match (members.is_empty(), trouble) {
+            (true, Some(why)) => Answer::Failed(why),
+            (true, None) => Answer::Empty("no SRV target has an address".into()),
+            (false, _) => Answer::Members(members, ttl),
         }
     }
 
-    /// The addresses of one host, both families; a family that could not be asked keeps what it had.
-    async fn addresses(
+    /// Some at a time, each with half of the time at most: a slow target must not cost the others their answer.
+    async fn look_up_all(
         &self,
-        lookups: &lookups::Lookups,
-        host: &Arc<str>,
-        memory: &mut Memory,
-    ) -> Heard<IpAddr> {
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            return Heard::Found(vec![ip], None);
-        }
-        let known = memory.hosts.entry(host.clone()).or_default();
-        let (v4, v6) = lookups.addresses(host).await;
-        let (mut ttl, mut why_nothing, mut why_failed) = (None::<Duration>, None, None);
-        for (heard, kept) in [(v4, &mut known.v4), (v6, &mut known.v6)] {
-            match heard {
-                Heard::Found(addresses, lasts) => {
-                    ttl = ttl.into_iter().chain(lasts).min();
-                    *kept = addresses;
-                }
-                Heard::Nothing(why) => {
-                    why_nothing = why_nothing.or(Some(why));
-                    kept.clear();
-                }
-                Heard::Failed(why) => {
-                    why_failed = why_failed.or(Some((why, !kept.is_empty())));
-                }
+        lookups: Lookups,
+        targets: BTreeSet<Arc<str>>,
+    ) -> Vec<(Arc<str>, (Heard<IpAddr>, Heard<IpAddr>))> {
+        let (lookups, patience) = (Arc::new(lookups), self.timeout / 2);
+        let mut waiting = targets.into_iter();
+        let mut running = JoinSet::new();
+        let mut done = Vec::new();
+        loop {
+            while running.len() < TARGETS_AT_ONCE
+                && let Some(target) = waiting.next()
+            {
+                let lookups = lookups.clone();
+                running.spawn(async move {
+                    let heard = tokio::time::timeout(patience, lookups.addresses(&target)).await;
+                    let late = Heard::Failed(Arc::from("no answer in time"));
+                    (target, heard.unwrap_or_else(|_elapsed| (late.clone(), late)))
+                });
             }
-        }
-        match (known.all(), why_failed, why_nothing) {
-            // Broken name servers answer SERVFAIL to AAAA for ever: fatal only if the family ever had an answer.
-            (_, Some((why, true)), _) => Heard::Failed(why),
-            (all, _, _) if !all.is_empty() => Heard::Found(usable(host, all), ttl),
-            (_, Some((why, false)), _) => Heard::Failed(why),
-            (_, None, why) => Heard::Nothing(why.unwrap_or_else(|| "no addresses".into())),
+            match running.join_next().await {
+                Some(Ok(heard)) => done.push(heard),
+                // The runtime is shutting down.
+                Some(Err(_)) => {}
+                None => return done,
+            }
         }
     }
 }
 
 impl Known {
+    /// Takes what both families said; one that could not be asked keeps what it had.
+    fn merge(&mut self, host: &str, v4: Heard<IpAddr>, v6: Heard<IpAddr>) -> Heard<IpAddr> {
+        let (mut ttl, mut good, mut nothing, mut failed) = (None::<Duration>, false, None, None);
+        for (heard, kept) in [(v4, &mut self.v4), (v6, &mut self.v6)] {
+            match heard {
+                Heard::Found(addresses, lasts) => {
+                    good = true;
+                    ttl = ttl.into_iter().chain(lasts).min();
+                    *kept = addresses;
+                }
+                Heard::Nothing(why) => {
+                    nothing = nothing.or(Some(why));
+                    kept.clear();
+                }
+                Heard::Failed(why) => {
+                    // Broken name servers answer SERVFAIL to AAAA for ever; that is no reason to ask more often.
+                    if !kept.is_empty() {
+                        ttl = ttl.into_iter().chain([PARTIAL]).min();
+                    }
+                    failed = failed.or(Some(why));
+                }
+            }
+        }
+        match (good, failed) {
+            (true, _) => Heard::Found(usable(host, self.all()), ttl),
+            (false, Some(why)) => Heard::Failed(why),
+            (false, None) => Heard::Nothing(nothing.unwrap_or_else(|| "no addresses".into())),
+        }
+    }
+
     fn all(&self) -> Vec<IpAddr> {
         self.v4.iter().chain(&self.v6).copied().collect()
     }
@@ -553,6 +589,11 @@ mod lookups {
     }
 }
 
+/// After an answer with a part missing, when to ask again at the latest.
+const PARTIAL: Duration = Duration::from_secs(10);
+/// How many SRV targets are looked up together.
+const TARGETS_AT_ONCE: usize = 16;
+
 /// Whether this build knows TTLs and SRV; without, `record: srv` should be refused when the file is checked.
 pub const KNOWS_SERVICES: bool = cfg!(feature = "dns");
 
@@ -561,5 +602,442 @@ pub const fn pace(refresh: Option<Duration>) -> Pace {
     match refresh {
         Some(interval) => Pace::Every(interval),
         None => Pace::Ttl,
+    }
+}
+
+#[cfg(all(test, feature = "dns"))]
+mod tests {
+    use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
+    use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
+    use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UdpSocket as TokioUdpSocket};
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{Asked, Source, run as run_source};
+    use super::*;
+
+    #[derive(Clone)]
+    enum Reply {
+        Records(Vec<RData>, u32),
+        Code(ResponseCode),
+        /// Cut over UDP, whole over TCP.
+        Cut(Vec<RData>),
+        Silence,
+    }
+
+    /// A name server on one port of UDP and TCP that says what it was told to say; NXDOMAIN otherwise.
+    struct NameServer {
+        address: SocketAddr,
+        replies: Arc<Mutex<BTreeMap<(String, RecordType), Reply>>>,
+        asked: Arc<Mutex<BTreeSet<String>>>,
+    }
+
+    impl NameServer {
+        async fn start() -> Self {
+            let (udp, tcp) = loop {
+                let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                if let Ok(udp) = TokioUdpSocket::bind(tcp.local_addr().unwrap()).await {
+                    break (udp, tcp);
+                }
+            };
+            let server = Self {
+                address: tcp.local_addr().unwrap(),
+                replies: Arc::default(),
+                asked: Arc::default(),
+            };
+            let (replies, asked) = (server.replies.clone(), server.asked.clone());
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                loop {
+                    let (length, peer) = udp.recv_from(&mut buffer).await.unwrap();
+                    if let Some(answer) = answer(&replies, &asked, &buffer[..length], true) {
+                        udp.send_to(&answer, peer).await.unwrap();
+                    }
+                }
+            });
+            let (replies, asked) = (server.replies.clone(), server.asked.clone());
+            tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = tcp.accept().await.unwrap();
+                    let (replies, asked) = (replies.clone(), asked.clone());
+                    tokio::spawn(async move {
+                        while let Ok(length) = stream.read_u16().await {
+                            let mut question = vec![0; length.into()];
+                            stream.read_exact(&mut question).await.unwrap();
+                            if let Some(answer) = answer(&replies, &asked, &question, false) {
+                                stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
+                                stream.write_all(&answer).await.unwrap();
+                            }
+                        }
+                    });
+                }
+            });
+            server
+        }
+
+        fn say(&self, name: &str, kind: RecordType, reply: Reply) {
+            self.replies.lock().insert((format!("{name}."), kind), reply);
+        }
+
+        fn resolver(&self) -> Resolver {
+            Resolver {
+                servers: Some(vec![self.address]),
+                hosts: None,
+                timeout: Duration::from_secs(10),
+            }
+        }
+    }
+
+    fn answer(
+        replies: &Mutex<BTreeMap<(String, RecordType), Reply>>,
+        asked: &Mutex<BTreeSet<String>>,
+        question: &[u8],
+        over_udp: bool,
+    ) -> Option<Vec<u8>> {
+        let question = Message::from_vec(question).unwrap();
+        let query = question.queries[0].clone();
+        let name = query.name().to_string().to_lowercase();
+        asked.lock().insert(name.clone());
+        let reply = replies
+            .lock()
+            .get(&(name, query.query_type()))
+            .cloned()
+            .unwrap_or(Reply::Code(ResponseCode::NXDomain));
+        let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.metadata.recursion_available = true;
+        let (records, ttl) = match reply {
+            Reply::Silence => return None,
+            Reply::Code(code) => {
+                message.metadata.response_code = code;
+                (Vec::new(), 0)
+            }
+            Reply::Cut(records) => {
+                message.metadata.truncation = over_udp;
+                (if over_udp { Vec::new() } else { records }, 60)
+            }
+            Reply::Records(records, ttl) => (records, ttl),
+        };
+        for data in records {
+            message.add_answer(Record::from_rdata(query.name().clone(), ttl, data));
+        }
+        message.add_query(query);
+        Some(message.to_vec().unwrap())
+    }
+
+    fn v4(last: u8) -> RData {
+        RData::A(A::new(10, 0, 0, last))
+    }
+
+    fn v6() -> RData {
+        RData::AAAA(AAAA("::1".parse().unwrap()))
+    }
+
+    fn srv(priority: u16, weight: u16, port: u16, target: &str) -> RData {
+        RData::SRV(SRV::new(
+            priority,
+            weight,
+            port,
+            Name::from_ascii(target).unwrap(),
+        ))
+    }
+
+    fn addresses_of(name: &str) -> Question {
+        Question::Addresses {
+            host: name.into(),
+            port: 80,
+        }
+    }
+
+    fn texts(answer: &Answer) -> Vec<String> {
+        match answer {
+            Answer::Members(members, _) => members.iter().map(|m| m.address.to_string()).collect(),
+            Answer::Empty(why) => panic!("empty: {why}"),
+            Answer::Failed(why) => panic!("failed: {why}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn both_families_are_members_under_the_name_and_the_shortest_ttl_counts() {
+        let server = NameServer::start().await;
+        server.say("app.test", RecordType::A, Reply::Records(vec![v4(1), v4(2)], 30));
+        server.say("app.test", RecordType::AAAA, Reply::Records(vec![v6()], 7));
+        let answer = server
+            .resolver()
+            .ask(&addresses_of("app.test."), &mut Memory::default())
+            .await;
+        let Answer::Members(members, ttl) = &answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(*ttl, Some(Duration::from_secs(7)));
+        assert!(
+            members
+                .iter()
+                .all(|member| member.host.as_deref() == Some("app.test"))
+        );
+        // Whether 10.0.0.0/8 is routed depends on the machine; ::1 always is where there is IPv6.
+        assert!(!members.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_in_the_hosts_file_is_not_asked_about() {
+        let server = NameServer::start().await;
+        let directory = tempfile::tempdir().unwrap();
+        let hosts = directory.path().join("hosts");
+        std::fs::write(&hosts, "127.0.0.7 app.test app # comment\n").unwrap();
+        let resolver = Resolver {
+            hosts: Some(hosts),
+            ..server.resolver()
+        };
+        let answer = resolver
+            .ask(&addresses_of("App.test"), &mut Memory::default())
+            .await;
+        assert_eq!(texts(&answer), ["127.0.0.7:80"]);
+        assert!(server.asked.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_cut_answer_is_asked_for_again_over_tcp() {
+        let server = NameServer::start().await;
+        server.say("app.test", RecordType::A, Reply::Cut((1..200).map(v4).collect()));
+        let answer = server
+            .resolver()
+            .ask(&addresses_of("app.test"), &mut Memory::default())
+            .await;
+        assert_eq!(texts(&answer).len(), 199);
+    }
+
+    #[tokio::test]
+    async fn nothing_and_no_answer_are_told_apart() {
+        let server = NameServer::start().await;
+        server.say("none.test", RecordType::A, Reply::Records(Vec::new(), 0));
+        server.say("none.test", RecordType::AAAA, Reply::Records(Vec::new(), 0));
+        server.say("broken.test", RecordType::A, Reply::Code(ResponseCode::ServFail));
+        server.say(
+            "broken.test",
+            RecordType::AAAA,
+            Reply::Code(ResponseCode::ServFail),
+        );
+        server.say("refused.test", RecordType::A, Reply::Code(ResponseCode::Refused));
+        server.say("silent.test", RecordType::A, Reply::Silence);
+        server.say("silent.test", RecordType::AAAA, Reply::Silence);
+        let mut resolver = server.resolver();
+        for (name, empty) in [
+            ("none.test", true),
+            ("nowhere.test", true),
+            ("broken.test", false),
+            ("refused.test", false),
+        ] {
+            let answer = resolver.ask(&addresses_of(name), &mut Memory::default()).await;
+            match answer {
+                Answer::Empty(_) => assert!(empty, "{name}"),
+                Answer::Failed(_) => assert!(!empty, "{name}"),
+                Answer::Members(..) => panic!("{name}: {answer:?}"),
+            }
+        }
+        resolver.timeout = Duration::from_millis(50);
+        let answer = resolver
+            .ask(&addresses_of("silent.test"), &mut Memory::default())
+            .await;
+        assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_family_that_never_worked_is_done_without_and_one_that_did_keeps_what_it_had() {
+        let server = NameServer::start().await;
+        server.say("app.test", RecordType::A, Reply::Records(vec![v4(1)], 30));
+        server.say("app.test", RecordType::AAAA, Reply::Code(ResponseCode::ServFail));
+        let (resolver, mut memory) = (server.resolver(), Memory::default());
+        assert_eq!(
+            texts(&resolver.ask(&addresses_of("app.test"), &mut memory).await),
+            ["10.0.0.1:80"]
+        );
+        server.say("app.test", RecordType::AAAA, Reply::Records(vec![v6()], 30));
+        texts(&resolver.ask(&addresses_of("app.test"), &mut memory).await);
+        server.say("app.test", RecordType::A, Reply::Code(ResponseCode::ServFail));
+        let heard = resolver.ask(&addresses_of("app.test"), &mut memory).await;
+        let Answer::Members(members, ttl) = heard else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(ttl, Some(PARTIAL));
+        assert!(
+            members
+                .iter()
+                .any(|member| member.address.ip().unwrap().is_ipv4())
+        );
+        server.say("app.test", RecordType::AAAA, Reply::Code(ResponseCode::ServFail));
+        let heard = resolver.ask(&addresses_of("app.test"), &mut memory).await;
+        assert!(matches!(heard, Answer::Failed(_)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn services_bring_port_weight_and_dense_priority() {
+        let server = NameServer::start().await;
+        let records = vec![
+            srv(10, 5, 8001, "a.test."),
+            srv(20, 0, 8002, "b.test."),
+            srv(20, 7, 8003, "gone.test."),
+        ];
+        server.say(
+            "_http._tcp.app.test",
+            RecordType::SRV,
+            Reply::Records(records, 30),
+        );
+        server.say("a.test", RecordType::A, Reply::Records(vec![v4(1)], 20));
+        server.say("b.test", RecordType::A, Reply::Records(vec![v4(2)], 60));
+        let question = Question::Services {
+            name: "_http._tcp.app.test".into(),
+        };
+        let answer = server.resolver().ask(&question, &mut Memory::default()).await;
+        assert_eq!(texts(&answer), ["10.0.0.1:8001", "10.0.0.2:8002"]);
+        let Answer::Members(members, ttl) = answer else {
+            panic!()
+        };
+        assert_eq!(ttl, Some(Duration::from_secs(20)));
+        assert_eq!(
+            (members[0].priority, members[0].weight, members[0].host.as_deref()),
+            (0, 5, Some("a.test"))
+        );
+        assert_eq!((members[1].priority, members[1].weight), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn a_service_target_that_cannot_be_asked_keeps_its_addresses() {
+        let server = NameServer::start().await;
+        let records = vec![srv(1, 1, 80, "a.test."), srv(1, 1, 80, "b.test.")];
+        server.say("app.test", RecordType::SRV, Reply::Records(records, 300));
+        server.say("a.test", RecordType::A, Reply::Records(vec![v4(1)], 300));
+        server.say("b.test", RecordType::A, Reply::Records(vec![v4(2)], 300));
+        let (resolver, mut memory) = (server.resolver(), Memory::default());
+        let question = Question::Services {
+            name: "app.test".into(),
+        };
+        texts(&resolver.ask(&question, &mut memory).await);
+        server.say("a.test", RecordType::A, Reply::Records(vec![v4(9)], 300));
+        server.say("b.test", RecordType::A, Reply::Code(ResponseCode::ServFail));
+        let answer = resolver.ask(&question, &mut memory).await;
+        assert_eq!(texts(&answer), ["10.0.0.9:80", "10.0.0.2:80"]);
+        assert!(matches!(answer, Answer::Members(_, Some(ttl)) if ttl == PARTIAL));
+    }
+
+    #[tokio::test]
+    async fn the_root_as_target_means_no_service() {
+        let server = NameServer::start().await;
+        server.say(
+            "app.test",
+            RecordType::SRV,
+            Reply::Records(vec![srv(0, 0, 0, ".")], 30),
+        );
+        let question = Question::Services {
+            name: "app.test".into(),
+        };
+        let answer = server.resolver().ask(&question, &mut Memory::default()).await;
+        assert!(matches!(answer, Answer::Empty(_)), "{answer:?}");
+    }
+
+    #[test]
+    fn localhost_is_its_ipv4_address_where_it_has_both() {
+        let (v4, v6): (IpAddr, IpAddr) = ([127, 0, 0, 1].into(), "::1".parse().unwrap());
+        assert_eq!(usable("localhost", vec![v4, v6]), [v4]);
+        assert_eq!(usable("localhost", vec![v6]), [v6]);
+    }
+
+    /// Through an outage and back: real time, waits of about a second as the shortest TTL has it.
+    #[tokio::test]
+    async fn a_followed_name_changes_and_survives_an_outage() {
+        let server = NameServer::start().await;
+        server.say("app.test", RecordType::A, Reply::Records(vec![v4(1)], 0));
+        let (events, mut heard) = mpsc::channel(1);
+        let cancel = CancellationToken::new();
+        let settings = Settings {
+            question: addresses_of("app.test"),
+            keep: keep::Settings::new(Pace::Ttl),
+            resolver: Arc::new(server.resolver()),
+        };
+        let task = Task {
+            cluster: "app".into(),
+            events,
+            seed: 1,
+            cancel: cancel.clone(),
+        };
+        let running = tokio::spawn(run_source(Source::Dns(settings), task));
+        let first = heard.recv().await.unwrap();
+        assert_eq!(
+            (first.asked, &*first.cluster, first.members.unwrap().len()),
+            (Asked::Changed, "app", 1)
+        );
+        server.say("app.test", RecordType::A, Reply::Code(ResponseCode::ServFail));
+        let failed = next_that(&mut heard, |event| event.asked == Asked::Failed).await;
+        assert!(failed.stale && failed.members.is_none() && failed.detail.is_some());
+        server.say("app.test", RecordType::A, Reply::Records(vec![v4(2), v4(3)], 0));
+        let back = next_that(&mut heard, |event| event.members.is_some()).await;
+        assert_eq!(
+            (back.asked, back.stale, back.members.unwrap().len()),
+            (Asked::Changed, false, 2)
+        );
+        cancel.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn names_in_a_fixed_list_join_the_addresses() {
+        use super::super::fixed;
+
+        let server = NameServer::start().await;
+        server.say("app.test", RecordType::A, Reply::Records(vec![v4(1)], 60));
+        let entry = |text: &str| {
+            let written: crate::net::Address = text.parse().unwrap();
+            fixed::Entry {
+                weight: 3,
+                ..fixed::Entry::new(fixed::Place::from(&written))
+            }
+        };
+        let settings = fixed::Settings {
+            entries: vec![
+                entry("10.0.0.9:80"),
+                entry("app.test:80"),
+                entry("nowhere.test:80"),
+            ],
+            keep: keep::Settings::new(Pace::Ttl),
+            resolver: Arc::new(server.resolver()),
+        };
+        assert!(settings.has_names() && settings.known().len() == 1);
+        let (events, mut heard) = mpsc::channel(1);
+        let task = Task {
+            cluster: "app".into(),
+            events,
+            seed: 1,
+            cancel: CancellationToken::new(),
+        };
+        let running = tokio::spawn(run_source(Source::Fixed(settings), task));
+        let known = heard.recv().await.unwrap().members.unwrap();
+        assert_eq!(known.len(), 1);
+        let (mut joined, mut missing) = (None, None);
+        while joined.is_none() || missing.is_none() {
+            let event = heard.recv().await.unwrap();
+            match event.asked {
+                Asked::Changed => joined = event.members,
+                _ => missing = event.detail,
+            }
+        }
+        let joined = joined.unwrap();
+        assert_eq!(joined.len(), 2);
+        assert_eq!(
+            (joined[0].host.as_deref(), joined[0].weight),
+            (Some("app.test"), 3)
+        );
+        assert!(missing.unwrap().starts_with("nowhere.test: "));
+        running.abort();
+    }
+
+    async fn next_that(heard: &mut mpsc::Receiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let event = heard.recv().await.unwrap();
+            if wanted(&event) {
+                return event;
+            }
+        }
     }
 }

@@ -84,3 +84,107 @@ async fn read(path: &Path) -> Result<Vec<Member>, String> {
     }
     entry::read_yaml(&text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{Source, run as run_source};
+    use super::*;
+
+    struct Scene {
+        directory: tempfile::TempDir,
+        changed: mpsc::Sender<BTreeSet<PathBuf>>,
+        heard: mpsc::Receiver<Event>,
+        _stop: tokio_util::sync::DropGuard,
+    }
+
+    impl Scene {
+        fn new(content: Option<&str>) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("list.yaml");
+            if let Some(content) = content {
+                fs::write(&path, content).unwrap();
+            }
+            let ((changed, changes), (events, heard)) = (mpsc::channel(1), mpsc::channel(1));
+            let cancel = CancellationToken::new();
+            let task = Task {
+                cluster: "app".into(),
+                events,
+                seed: 1,
+                cancel: cancel.clone(),
+            };
+            tokio::spawn(run_source(Source::File(Settings { path }, changes), task));
+            Self {
+                directory,
+                changed,
+                heard,
+                _stop: cancel.drop_guard(),
+            }
+        }
+
+        async fn write(&mut self, content: &str) {
+            // Renamed, so that a reading in between sees the one or the other.
+            fs::write(self.directory.path().join("new"), content).unwrap();
+            fs::rename(
+                self.directory.path().join("new"),
+                self.directory.path().join("list.yaml"),
+            )
+            .unwrap();
+            self.changed.send(BTreeSet::new()).await.unwrap();
+        }
+
+        async fn hear(&mut self) -> (Asked, Option<usize>, bool) {
+            let event = self.heard.recv().await.unwrap();
+            assert_eq!(event.detail.is_some(), event.asked == Asked::Failed);
+            (
+                event.asked,
+                event.members.map(|members| members.len()),
+                event.stale,
+            )
+        }
+    }
+
+    #[tokio::test]
+    async fn the_list_is_read_at_the_start_and_with_every_change() {
+        let mut scene = Scene::new(Some("- 10.0.0.1:80\n- 10.0.0.2:80\n"));
+        assert_eq!(scene.hear().await, (Asked::Changed, Some(2), false));
+        scene.write("- 10.0.0.2:80\n- 10.0.0.1:80 # other order\n").await;
+        assert_eq!(scene.hear().await, (Asked::Unchanged, None, false));
+        scene.write("- {address: 10.0.0.1:80, weight: 2}\n").await;
+        assert_eq!(scene.hear().await, (Asked::Changed, Some(1), false));
+        scene.write("[]").await;
+        assert_eq!(scene.hear().await, (Asked::Changed, Some(0), false));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_keeps_the_last_good_list_and_is_reported_once() {
+        let mut scene = Scene::new(Some("- 10.0.0.1:80\n"));
+        scene.hear().await;
+        for _ in 0..3 {
+            scene.write("- 10.0.0.1:80\n- {addr").await;
+        }
+        scene.write("- 10.0.0.1:80\n").await;
+        assert_eq!(scene.hear().await, (Asked::Failed, None, true));
+        assert_eq!(scene.hear().await, (Asked::Unchanged, None, false));
+        scene.write("").await;
+        let damaged = loop {
+            // The last change may have been read twice: with the one before it and by itself.
+            match scene.hear().await {
+                (Asked::Unchanged, None, false) => {}
+                other => break other,
+            }
+        };
+        assert_eq!(damaged, (Asked::Failed, None, true));
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_a_failure_until_it_is_there() {
+        let mut scene = Scene::new(None);
+        assert_eq!(scene.hear().await, (Asked::Failed, None, false));
+        scene.write("[\"10.0.0.1:80\"]").await;
+        assert_eq!(scene.hear().await, (Asked::Changed, Some(1), false));
+    }
+}

@@ -166,3 +166,166 @@ async fn ask(settings: &Settings, known: &mut Option<Known>) -> Result<Vec<Membe
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{Asked, Source, run as run_source};
+    use super::*;
+
+    /// Answers one request after the other with what is given, and passes on their heads.
+    async fn serve(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/members?cluster=app", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move {
+            let mut heads = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                heads.push(String::from_utf8(head).unwrap());
+                // The other end may have heard enough before all is sent.
+                let _cut = stream.write_all(answer.as_bytes()).await.is_err();
+            }
+            heads
+        });
+        (url, serving)
+    }
+
+    fn ok(headers: &str, body: &str) -> String {
+        format!(
+            "HTTP/1.1 200 OK\r\n{headers}content-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    }
+
+    async fn ask_once(answer: String) -> Result<Vec<Member>, String> {
+        let (url, _serving) = serve(vec![answer]).await;
+        ask(&Settings::new(&url, Duration::from_secs(1)).unwrap(), &mut None).await
+    }
+
+    #[tokio::test]
+    async fn the_tag_is_sent_back_and_a_304_is_the_list_again() {
+        let list = "[\"10.0.0.1:80\"]";
+        let (url, serving) = serve(vec![
+            ok("etag: \"v1\"\r\n", list),
+            "HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(),
+            ok("", "[\"10.0.0.2:80\"]"),
+            ok("", list),
+        ])
+        .await;
+        let settings = Settings::new(&url, Duration::from_secs(1)).unwrap();
+        let mut known = None;
+        let first = ask(&settings, &mut known).await.unwrap();
+        assert_eq!(ask(&settings, &mut known).await.unwrap(), first);
+        assert_ne!(ask(&settings, &mut known).await.unwrap(), first);
+        ask(&settings, &mut known).await.unwrap();
+        let heads = serving.await.unwrap();
+        let tagged: Vec<bool> = heads
+            .iter()
+            .map(|head| head.contains("if-none-match: \"v1\"\r\n"))
+            .collect();
+        assert_eq!(tagged, [false, true, true, false]);
+        assert!(
+            heads[0].starts_with("GET /members?cluster=app HTTP/1.1\r\n"),
+            "{}",
+            heads[0]
+        );
+        assert!(heads[0].contains("host: 127.0.0.1:"));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_list_is_a_failure() {
+        for (answer, expected) in [
+            (
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                "503",
+            ),
+            (
+                "HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                "302",
+            ),
+            ("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(), "304"),
+            (ok("", "{\"endpoints\": []}"), "sequence"),
+            (ok("", ""), "EOF"),
+            (ok("", &format!("[{}]", " ".repeat(MAX_BYTES))), "limit"),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n[]".to_owned(),
+                "reading the list",
+            ),
+            ("SSH-2.0-x\r\n".to_owned(), ""),
+        ] {
+            let error = ask_once(answer.clone()).await.unwrap_err();
+            assert!(error.contains(expected), "{answer:.40}: {error}");
+        }
+        // A port where nobody listens.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let settings = Settings::new(&format!("http://127.0.0.1:{port}/"), Duration::from_secs(1)).unwrap();
+        assert!(
+            ask(&settings, &mut None)
+                .await
+                .unwrap_err()
+                .starts_with("connecting to 127.0.0.1")
+        );
+    }
+
+    #[tokio::test]
+    async fn members_are_sent_and_outlive_a_failure() {
+        let (url, _serving) = serve(vec![
+            ok("", "[\"10.0.0.1:80\"]"),
+            "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        ])
+        .await;
+        let (events, mut heard) = tokio::sync::mpsc::channel(1);
+        let cancel = CancellationToken::new();
+        let settings = Settings::new(&url, Duration::from_secs(1)).unwrap();
+        let task = Task {
+            cluster: "app".into(),
+            events,
+            seed: 1,
+            cancel: cancel.clone(),
+        };
+        let running = tokio::spawn(run_source(Source::Http(settings), task));
+        let first = heard.recv().await.unwrap();
+        assert_eq!(
+            (first.asked, first.members.map(|members| members.len())),
+            (Asked::Changed, Some(1))
+        );
+        let second = heard.recv().await.unwrap();
+        assert_eq!(
+            (second.asked, second.members, second.stale),
+            (Asked::Failed, None, true)
+        );
+        cancel.cancel();
+        running.await.unwrap();
+    }
+
+    #[test]
+    fn addresses_that_cannot_work_are_refused() {
+        for (url, expected) in [
+            ("https://a/", "https"),
+            ("ftp://a/", "http://"),
+            ("/list", "http://"),
+            ("http://u:p@a/", "password"),
+            ("http://", "URL"),
+        ] {
+            let error = Settings::new(url, Duration::from_secs(1)).unwrap_err();
+            assert!(error.contains(expected), "{url}: {error}");
+        }
+        let settings = Settings::new("http://[::1]:8080", Duration::from_secs(1)).unwrap();
+        assert_eq!(
+            (&*settings.host, settings.port, settings.target.to_string()),
+            ("::1", 8080, "/".to_owned())
+        );
+    }
+}
