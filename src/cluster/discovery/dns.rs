@@ -605,7 +605,8 @@ pub const fn pace(refresh: Option<Duration>) -> Pace {
     }
 }
 
-#[cfg(all(test, feature = "dns"))]
+#[cfg(test)]
+#[cfg(feature = "dns")]
 mod tests {
     use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
     use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
