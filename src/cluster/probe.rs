@@ -25,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
 use crate::net::tcp::{self, ConnectOptions};
+use crate::net::tls::{Alpn, ClientTls};
 use crate::net::{Io, SocketAddress};
 
 use super::discovery::jittered;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub kind: Kind,
     /// Another port than the endpoint's; ignored for Unix sockets.
     pub port: Option<u16>,
+    /// Speak TLS first, also for [`Kind::Tcp`]. Offer it HTTP/1.1 only: an endpoint that chooses HTTP/2 fails the check.
+    pub tls: Option<Arc<ClientTls>>,
     /// Between checks, +-20 %.
     pub interval: Duration,
     /// Between checks while results contradict the verdict; never more than `interval`.
@@ -57,6 +60,7 @@ impl Settings {
         Self {
             kind,
             port: None,
+            tls: None,
             interval: Duration::from_secs(5),
             edge_interval: Duration::from_secs(1),
             timeout: Duration::from_secs(2),
@@ -108,7 +112,7 @@ impl HttpCheck {
 pub struct Target {
     /// Where the endpoint is.
     pub address: SocketAddress,
-    /// The `host` header of checks; the address where there is no name.
+    /// The `host` header of checks and the name for TLS; the address where there is no name.
     pub host: Option<Arc<str>>,
 }
 
@@ -286,13 +290,21 @@ pub async fn run(
 
 /// One check.
 pub async fn check(target: &Target, settings: &Settings) -> Outcome {
-    let (address, authority) = match (&target.address, settings.port) {
+    let (address, dialled, authority) = match (&target.address, settings.port) {
         (SocketAddress::Ip(address), port) => {
             let address = SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
-            (SocketAddress::Ip(address), address.to_string())
+            (
+                SocketAddress::Ip(address),
+                address.ip().to_string(),
+                address.to_string(),
+            )
         }
         // A path is no host; this is what clients of Unix sockets send.
-        (SocketAddress::Unix(_), _) => (target.address.clone(), "localhost".to_owned()),
+        (SocketAddress::Unix(_), _) => (
+            target.address.clone(),
+            "localhost".to_owned(),
+            "localhost".to_owned(),
+        ),
     };
     let options = ConnectOptions {
         nodelay: true,
@@ -302,6 +314,19 @@ pub async fn check(target: &Target, settings: &Settings) -> Outcome {
         let io = match tcp::connect(&address, &options).await {
             Ok(io) => io,
             Err(error) => return Outcome::Refused(error.to_string().into()),
+        };
+        let io = match &settings.tls {
+            None => io,
+            Some(tls) => {
+                let name = target.host.as_deref().unwrap_or(&dialled);
+                match tls.connect(io, name).await {
+                    Ok((_, info)) if info.alpn == Some(Alpn::Http2) => {
+                        return Outcome::Broken("the endpoint chose HTTP/2 for the check".into());
+                    }
+                    Ok((io, _)) => io,
+                    Err(error) => return Outcome::Broken(error.to_string().into()),
+                }
+            }
         };
         match &settings.kind {
             Kind::Tcp => Outcome::Pass,
