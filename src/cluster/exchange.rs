@@ -22,7 +22,7 @@ pub struct Outgoing<'a> {
     /// Method. An extended CONNECT is one with `protocol`.
     pub method: &'a Method,
     /// Path and query, or `*`.
-    pub target: &'a Bytes,
+    pub target: &'a [u8],
     /// End-to-end fields, `host` included.
     pub headers: &'a HeaderMap,
     /// The protocol of an upgrade.

@@ -53,6 +53,11 @@ pub enum Failure {
 }
 
 impl Replay {
+    /// No content.
+    pub fn none() -> Self {
+        Self { source: None }
+    }
+
     /// Wraps a body: up to `keep` bytes can be sent again, more than `limit` fail.
     pub fn new(body: RequestBody, keep: usize, limit: Option<u64>) -> Self {
         if body.is_end_stream() {

@@ -1,1 +1,279 @@
 //! One request, top to bottom.
+//!
+//! ```text
+//! enter     is it sane, whose is it, which route          (enter.rs)
+//! admit     is there a place for it                       (here)
+//! attempts  one try after another, until one may be kept  (attempts.rs, attempt.rs)
+//! settle    what is owed at the end: metrics, log line    (cx.rs, by drop)
+//! ```
+//!
+//! Each step returns the [`Reason`] for which the request ends here; only [`Frontend::call`] turns a reason into an
+//! answer. Everything acquired on the way is a guard inside the request's context, which travels with the answer's
+//! body, so a client that leaves at any point leaves nothing behind.
+//!
+//! Invariant: a request sees exactly one snapshot.
+
+mod attempt;
+mod attempts;
+mod body;
+mod cx;
+mod enter;
+mod upgrade;
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bellwether_core::{Dice, Moment, Phase, Reason};
+use bytes::Bytes;
+use http::Response;
+
+pub use body::Body;
+use cx::RequestCx;
+
+use crate::cluster::pool::Pools;
+use crate::message::forwarded::{Hop, Scheme, Trust};
+use crate::message::reply;
+use crate::message::request_id::RequestId;
+use crate::message::template::Values;
+use crate::net::PeerInfo;
+use crate::snapshot::cell::Reader;
+use crate::snapshot::{Action, Listener, Snapshot};
+use crate::telemetry::{AccessWriter, ProcessMetrics, WorkerId};
+use crate::wire::{Early, Inbound, Refusal, Reply, Service, Toolbox};
+
+/// What one worker's requests share. Made by `app`, once per worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Which one.
+    pub id: WorkerId,
+    /// Timers, clock, `date`.
+    pub tools: Toolbox,
+    /// Connections to endpoints.
+    pub pools: Pools,
+    /// The only source of chance on this worker.
+    pub dice: RefCell<Dice>,
+    /// The present snapshot.
+    pub reader: Reader,
+    /// The access log.
+    pub log: AccessWriter,
+    /// Series of the process.
+    pub metrics: Arc<ProcessMetrics>,
+    /// Wall clock minus monotonic clock, and when it was last compared.
+    pub wall: Cell<(Duration, Moment)>,
+}
+
+impl Worker {
+    /// Time since 1970 at `now`; the clocks are compared once a second.
+    pub fn since_epoch(&self, now: Moment) -> Duration {
+        const COMPARE_AFTER: Duration = Duration::from_secs(1);
+        let (offset, compared) = self.wall.get();
+        if offset != Duration::ZERO && now.since(compared) < COMPARE_AFTER {
+            return offset + now.since(Moment::ZERO);
+        }
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.wall.set((wall.saturating_sub(now.since(Moment::ZERO)), now));
+        wall
+    }
+}
+
+/// A listener of one snapshot as one connection sees it.
+#[derive(Debug)]
+pub(crate) struct View {
+    source: Rc<Arc<Snapshot>>,
+    snapshot: Arc<Snapshot>,
+    listener: Arc<Listener>,
+    hop: Hop,
+}
+
+/// The service of one downstream connection.
+#[derive(Debug)]
+pub struct Frontend {
+    worker: Rc<Worker>,
+    peer: Rc<PeerInfo>,
+    client: IpAddr,
+    tls_peer: Option<Arc<str>>,
+    view: RefCell<Rc<View>>,
+}
+
+impl Frontend {
+    /// The service of a connection that was accepted by `listener` of `source`.
+    pub fn new(
+        worker: Rc<Worker>,
+        source: Rc<Arc<Snapshot>>,
+        listener: Arc<Listener>,
+        peer: PeerInfo,
+    ) -> Self {
+        let client = peer
+            .client()
+            .map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
+        let tls_peer = peer.tls.as_ref().and_then(|tls| tls.peer_names.first().cloned());
+        let view = View::new(source, listener, &peer, client);
+        Self {
+            worker,
+            peer: Rc::new(peer),
+            client,
+            tls_peer,
+            view: RefCell::new(Rc::new(view)),
+        }
+    }
+
+    /// The present world. A connection whose listener has left the configuration keeps the last one that had it.
+    fn view(&self) -> Rc<View> {
+        let current = self.worker.reader.current();
+        let mut view = self.view.borrow_mut();
+        if !Rc::ptr_eq(&view.source, &current)
+            && let Some(listener) = current.listener(&view.listener.name)
+        {
+            *view = Rc::new(View::new(
+                Rc::clone(&current),
+                Arc::clone(listener),
+                &self.peer,
+                self.client,
+            ));
+        }
+        Rc::clone(&view)
+    }
+
+    async fn answer(
+        view: &View,
+        cx: &mut RequestCx,
+        inbound: Inbound,
+        tls_peer: Option<&str>,
+    ) -> Result<Answered, Reason> {
+        let Inbound { request, early, .. } = inbound;
+        let entered = enter::enter(view, cx, request, tls_peer)?;
+        cx.phase = Phase::Route;
+        let route = cx.route(view).ok_or(Reason::NoRoute)?;
+        cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
+        match &route.action {
+            Action::Direct(direct) => {
+                let response = direct.response(&entered.headers, &entered.values(cx, &route.name, tls_peer));
+                Ok(Answered::Local(response))
+            }
+            Action::Redirect(redirect) => {
+                let values = entered.values(cx, &route.name, tls_peer);
+                Ok(Answered::Local(
+                    redirect.response(&entered.asked(view, route), &values),
+                ))
+            }
+            Action::Forward(target) => attempts::attempts(view, cx, route, target, entered, &early, tls_peer)
+                .await
+                .map(Answered::Forwarded),
+        }
+    }
+}
+
+/// What the steps arrived at.
+enum Answered {
+    Local(Response<Bytes>),
+    Forwarded(attempts::Forwarded),
+}
+
+impl View {
+    fn new(source: Rc<Arc<Snapshot>>, listener: Arc<Listener>, peer: &PeerInfo, client: IpAddr) -> Self {
+        let scheme = if peer.tls.is_some() {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
+        let port = peer.destination().map_or(0, |address| address.port());
+        let trust = if listener.trusts(Some(client)) {
+            Trust::Trusted
+        } else {
+            Trust::Untrusted
+        };
+        Self {
+            snapshot: Arc::clone(&source),
+            source,
+            hop: Hop::new(client, scheme, port, trust),
+            listener,
+        }
+    }
+}
+
+impl Service for Frontend {
+    type Body = Body;
+
+    fn call(&self, inbound: Inbound) -> impl Future<Output = Reply<Body>> + 'static {
+        let view = self.view();
+        let mut cx = Box::new(RequestCx::new(
+            &self.worker,
+            &view,
+            &self.peer,
+            self.client,
+            &inbound,
+        ));
+        let tls_peer = self.tls_peer.clone();
+        async move {
+            let format = reply::format(inbound.request.headers());
+            let outcome = Self::answer(&view, &mut cx, inbound, tls_peer.as_deref()).await;
+            match outcome {
+                Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(&view, cx),
+                Ok(Answered::Local(response)) => local(&view, cx, response),
+                Err(reason) => {
+                    cx.end(reason);
+                    let response = cx.refusal(&view, reason, format);
+                    local(&view, cx, response)
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Response<Bytes> {
+        let view = self.view();
+        let reason = match refusal {
+            Refusal::HeadTimeout => Reason::ClientTimeout,
+            Refusal::Head(error) => match error.status().as_u16() {
+                414 => Reason::UriTooLong,
+                431 => Reason::HeadersTooLarge,
+                _ => Reason::ClientProtocol,
+            },
+        };
+        let detail = match refusal {
+            Refusal::Head(error) => error.name(),
+            Refusal::HeadTimeout => "head_timeout",
+        };
+        cx::record_refusal(&self.worker, &view, self.client, reason, detail)
+    }
+}
+
+/// Sends an answer of our own.
+fn local(view: &View, mut cx: Box<RequestCx>, response: Response<Bytes>) -> Reply<Body> {
+    let (mut head, content) = response.into_parts();
+    cx.status = head.status.as_u16();
+    cx.answered();
+    if let Some(route) = cx.route(view) {
+        let values = Values {
+            client_ip: cx.client_ip,
+            host: "",
+            path: cx.uri.path(),
+            request_id: cx.request_id.as_str(),
+            route: &route.name,
+            cluster: "",
+            endpoint: "",
+            tls_peer: "",
+        };
+        route.response_headers.apply(&mut head.headers, &values);
+    }
+    Reply {
+        head,
+        body: Body::local(content, cx),
+        tunnel: None,
+        idle: Some(LOCAL_IDLE),
+    }
+}
+
+/// How long a client may take to read an answer of our own.
+const LOCAL_IDLE: Duration = Duration::from_secs(30);
+
+/// An id for what is not even a request.
+fn fresh_id(worker: &Worker, now: Moment) -> RequestId {
+    let millis = u64::try_from(worker.since_epoch(now).as_millis()).unwrap_or(0);
+    RequestId::make(millis, &mut worker.dice.borrow_mut())
+}
+
+/// Where interim answers go while a request is forwarded.
+type Interim<'a> = &'a Early;

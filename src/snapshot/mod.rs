@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteState, Target};
+pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteSeat, RouteState, Target};
 
 use crate::cluster::Cluster;
 use crate::message::forwarded::TrustedProxies;

@@ -1,0 +1,522 @@
+//! The loop around attempts: which cluster, which endpoint, and whether another try is allowed.
+//!
+//! A request that no endpoint can have seen is tried on others whatever its method; one that may have been seen is
+//! tried again only if it is idempotent and its content is still complete here. Retries prefer endpoints that have
+//! not been tried.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::{Phase, Reason};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, response};
+
+use super::attempt::{self, Answered, AttemptGuard, Exposure, Failed, Sendable};
+use super::body::Body;
+use super::cx::RequestCx;
+use super::enter::Entered;
+use super::{Interim, View, upgrade};
+use crate::cluster::exchange::Exchange;
+use crate::cluster::pool::Freshness;
+use crate::cluster::{Cluster, NoPick, Tried};
+use crate::message::forwarded::{Scheme, Trust};
+use crate::message::repeatable::{Repeatable, repeatable};
+use crate::message::reply::Detail;
+use crate::message::{grpc, hygiene};
+use crate::route::{combined_hash, first_hash};
+use crate::snapshot::{PerTry, Retry, RetryMethods, Route, Target};
+use crate::telemetry::{CloseReason, RetryResult, RetryTrigger, RetryVeto};
+use crate::wire::Reply;
+
+/// Endpoints that may be tried beyond `num_retries` as long as none of them has seen anything of the request.
+const UNSEEN_TRIES: u32 = 5;
+/// Asks for the debug fields; believed from trusted peers only.
+const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
+
+/// The answer that the client gets, and what is still attached to it.
+pub(super) struct Forwarded {
+    head: Box<response::Parts>,
+    exchange: Exchange,
+    guard: AttemptGuard,
+    idle: Option<Duration>,
+    upgraded: bool,
+}
+
+/// Sends a request until an answer may be kept.
+pub(super) async fn attempts(
+    view: &View,
+    cx: &mut RequestCx,
+    route: &Arc<Route>,
+    target: &Target,
+    mut entered: Entered,
+    early: Interim<'_>,
+    tls_peer: Option<&str>,
+) -> Result<Forwarded, Reason> {
+    let id = match target {
+        Target::Cluster(id) => *id,
+        Target::Split {
+            split,
+            clusters,
+            keys,
+        } => {
+            let key = first_hash(keys, &entered.key_source(cx, route, tls_peer));
+            let choice = match key {
+                Some(key) => split.by_key(key),
+                None => split.by_draw(cx.worker.dice.borrow_mut().next_u64()),
+            };
+            *clusters.get(choice).ok_or(Reason::NoUpstream)?
+        }
+    };
+    let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
+    cx.cluster = Some(id);
+    let hash = cluster.balancer.policy().is_hashing().then(|| {
+        combined_hash(
+            &cluster.settings.hash_on,
+            &entered.key_source(cx, route, tls_peer),
+        )
+    });
+    let repeatable = match &route.retry {
+        Some(retry) => may_repeat(retry, &cx.method, &entered),
+        None => false,
+    };
+    let debug = debug_wanted(view, &entered);
+    let target = prepare(view, cx, route, cluster, &mut entered, tls_peer)?;
+    let deadline = grpc_deadline(&entered, route.timeout);
+    if let Some(timeout) = deadline.or(route.max_duration) {
+        cx.timer.set(cx.started.plus(timeout));
+    }
+    cx.cluster_seat = Some(cluster.seat().ok_or(Reason::Overflow)?);
+    let method = if entered.extended {
+        Method::GET
+    } else {
+        cx.method.clone()
+    };
+    let mut tries = Tries::new(route.retry.as_ref(), repeatable);
+    let mut last: Option<Failed> = None;
+    loop {
+        let now = cx.worker.tools.wheel.recent();
+        let picked = match tries.again_on.take() {
+            Some(same) => Ok(same),
+            None => cluster.pick(&tries.tried, hash, now, &mut cx.worker.dice.borrow_mut()),
+        };
+        let index = match picked {
+            Ok(index) => index,
+            Err(no_pick) => match last {
+                // Everyone has been tried: what went wrong there is the better answer.
+                Some(failed) => {
+                    route
+                        .metrics
+                        .retry_vetoed(cx.worker.id, RetryVeto::NoOtherEndpoint);
+                    return Err(failed.reason);
+                }
+                None => {
+                    return Err(match no_pick {
+                        NoPick::NoneAvailable | NoPick::AllTried => Reason::NoEndpoint,
+                        NoPick::AtLimit => Reason::Overflow,
+                    });
+                }
+            },
+        };
+        let host;
+        let headers = match &route.rewrite {
+            Some(rewrite) => {
+                let endpoint = &cluster.endpoints[index];
+                let mut values = entered.values(cx, &route.name, tls_peer);
+                values.cluster = &cluster.name;
+                values.endpoint = std::str::from_utf8(endpoint.authority.as_bytes()).unwrap_or("");
+                host = rewrite.host(&values);
+                if let Some(host) = &host {
+                    let value = HeaderValue::from_str(host).or(Err(Reason::ClientProtocol))?;
+                    entered.headers.insert(header::HOST, value);
+                }
+                &entered.headers
+            }
+            None => &entered.headers,
+        };
+        let sendable = Sendable {
+            method: &method,
+            target: &target,
+            headers,
+            upgrade: entered.upgrade.as_ref(),
+            extended: entered.extended,
+            secure: view.hop.scheme() == Scheme::Https,
+        };
+        let per_try = tries.per_try(cx, deadline);
+        let result = attempt::attempt(
+            cx,
+            cluster,
+            index,
+            tries.freshness,
+            &sendable,
+            early,
+            per_try.as_ref(),
+        )
+        .await;
+        drop(per_try);
+        tries.freshness = Freshness::Any;
+        match result {
+            Ok(answered) => {
+                if let Some(trigger) = tries.retryable_answer(&answered)
+                    && tries.allow(cx, route, index, Exposure::Maybe, trigger)
+                {
+                    let Answered { exchange, guard, .. } = answered;
+                    guard.succeed();
+                    exchange.abandon(CloseReason::Aborted);
+                    tries.back_off(cx).await?;
+                    continue;
+                }
+                tries.settle(cx, route, answered.head.status.as_u16() < 500);
+                mirror(view, cx, route, &sendable);
+                return Ok(forward(view, cx, route, cluster, answered, debug));
+            }
+            Err(failed) => {
+                let Some(trigger) = failed.trigger else {
+                    tries.settle(cx, route, false);
+                    return Err(failed.reason);
+                };
+                if !tries.allow(cx, route, index, failed.exposure, trigger) {
+                    tries.settle(cx, route, false);
+                    return Err(failed.reason);
+                }
+                last = Some(failed);
+                tries.back_off(cx).await?;
+            }
+        }
+    }
+}
+
+/// Counts tries and says whether there may be another one.
+struct Tries<'a> {
+    retry: Option<&'a Retry>,
+    repeatable: bool,
+    /// Tries after the first that something may have been seen of.
+    spent: u32,
+    /// Tries that nobody has seen.
+    unseen: u32,
+    stale: u32,
+    tried: Tried,
+    freshness: Freshness,
+    /// The same endpoint again, on a fresh connection.
+    again_on: Option<usize>,
+    counted: Option<RetryTrigger>,
+    immediate: bool,
+}
+
+impl<'a> Tries<'a> {
+    fn new(retry: Option<&'a Retry>, repeatable: bool) -> Self {
+        Self {
+            retry,
+            repeatable,
+            spent: 0,
+            unseen: 0,
+            stale: 0,
+            tried: Tried::new(),
+            freshness: Freshness::Any,
+            again_on: None,
+            counted: None,
+            immediate: true,
+        }
+    }
+
+    /// Whether an answer is one to try again after.
+    fn retryable_answer(&self, answered: &Answered) -> Option<RetryTrigger> {
+        let on = &self.retry?.on;
+        let status = answered.head.status;
+        let gateway = matches!(
+            status,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        );
+        if (on.gateway_error && gateway)
+            || (on.server_error && status.is_server_error())
+            || on.statuses.contains(&status)
+        {
+            return Some(RetryTrigger::Status);
+        }
+        let code = grpc::Code::of(&answered.head.headers).filter(|_| !on.grpc.is_empty())?;
+        on.grpc.contains(&code.number()).then_some(RetryTrigger::Grpc)
+    }
+
+    /// Decides about another try after this one.
+    fn allow(
+        &mut self,
+        cx: &RequestCx,
+        route: &Route,
+        index: usize,
+        exposure: Exposure,
+        trigger: RetryTrigger,
+    ) -> bool {
+        let veto = |veto| {
+            route.metrics.retry_vetoed(cx.worker.id, veto);
+            false
+        };
+        let index_u32 = u32::try_from(index).unwrap_or(u32::MAX);
+        if exposure == Exposure::Stale && self.stale == 0 {
+            // Nothing was sent and the endpoint did nothing wrong: once more, freshly connected.
+            self.stale += 1;
+            self.freshness = Freshness::Fresh;
+            self.again_on = Some(index);
+            self.counted = Some(trigger);
+            return true;
+        }
+        let Some(retry) = self.retry else { return false };
+        let wanted = match trigger {
+            RetryTrigger::Connect => retry.on.connect_failure,
+            RetryTrigger::Refused => retry.on.refused_stream,
+            RetryTrigger::Stale | RetryTrigger::Reset => retry.on.reset,
+            RetryTrigger::PerTryTimeout => retry.on.per_try_timeout,
+            RetryTrigger::Status | RetryTrigger::Grpc => true,
+        };
+        if !wanted {
+            return false;
+        }
+        if !cx.replay.is_repeatable() {
+            return veto(RetryVeto::BodyOverflow);
+        }
+        if exposure == Exposure::Maybe {
+            if !self.repeatable {
+                return veto(RetryVeto::Method);
+            }
+            if self.spent >= retry.num_retries {
+                return veto(RetryVeto::Attempts);
+            }
+            self.spent += 1;
+            self.immediate = self.spent == 1;
+        } else {
+            // Each endpoint that refuses a connection is asked once; that costs nobody anything.
+            self.unseen += 1;
+            if self.unseen > UNSEEN_TRIES.max(retry.num_retries) || retry.num_retries == 0 {
+                return veto(RetryVeto::Attempts);
+            }
+        }
+        self.tried.push(index_u32);
+        self.counted = Some(trigger);
+        true
+    }
+
+    /// The share of the next try, as an armed timer.
+    fn per_try(&self, cx: &RequestCx, timeout: Option<Duration>) -> Option<crate::net::wheel::Timer> {
+        let retry = self.retry?;
+        let wheel = &cx.worker.tools.wheel;
+        let now = wheel.recent();
+        let share = match retry.per_try {
+            PerTry::Off => return None,
+            PerTry::After(share) => share,
+            PerTry::Auto => {
+                // Only worth its while if what it cuts off would be tried again.
+                let left = retry
+                    .num_retries
+                    .checked_sub(self.spent)
+                    .filter(|left| *left > 0)?;
+                if !retry.on.per_try_timeout || !self.repeatable {
+                    return None;
+                }
+                cx.started.plus(timeout?).since(now) / (left + 1)
+            }
+        };
+        let timer = wheel.timer();
+        timer.set(now.plus(share));
+        Some(timer)
+    }
+
+    /// Waits before the next try. The first retry elsewhere is immediate; later ones wait with full jitter.
+    async fn back_off(&mut self, cx: &mut RequestCx) -> Result<(), Reason> {
+        let Some(retry) = self.retry else { return Ok(()) };
+        if self.immediate {
+            return Ok(());
+        }
+        let (base, most) = retry.backoff;
+        let ceiling = base.saturating_mul(1 << self.spent.min(16)).min(most);
+        let wait = ceiling.mul_f64(cx.worker.dice.borrow_mut().unit());
+        cx.phase = Phase::Queue;
+        let wheel = cx.worker.tools.wheel.clone();
+        let mut sleep = std::pin::pin!(wheel.sleep_until(wheel.now().plus(wait)));
+        let in_time = std::future::poll_fn(|task| {
+            if sleep.as_mut().poll(task).is_ready() {
+                return std::task::Poll::Ready(true);
+            }
+            cx.timer.poll_expired(task).map(|()| false)
+        })
+        .await;
+        if in_time {
+            Ok(())
+        } else {
+            Err(Reason::UpstreamTimeout)
+        }
+    }
+
+    /// Counts how the retries ended.
+    fn settle(&self, cx: &RequestCx, route: &Route, success: bool) {
+        if let Some(trigger) = self.counted {
+            let result = if success {
+                RetryResult::Success
+            } else {
+                RetryResult::Failure
+            };
+            route.metrics.retried(cx.worker.id, trigger, result);
+        }
+    }
+}
+
+/// Whether a request that an endpoint may have seen can be sent again.
+fn may_repeat(retry: &Retry, method: &Method, entered: &Entered) -> bool {
+    if entered.upgrade.is_some() {
+        return false;
+    }
+    match &retry.methods {
+        RetryMethods::All => true,
+        RetryMethods::These(methods) => methods.contains(method),
+        RetryMethods::Idempotent => {
+            repeatable(method, &entered.headers, &retry.idempotency_key) != Repeatable::Never
+        }
+    }
+}
+
+fn debug_wanted(view: &View, entered: &Entered) -> bool {
+    view.listener.detail == Detail::Full
+        || (view.hop.trust() == Trust::Trusted && entered.headers.contains_key(DEBUG))
+}
+
+/// Writes the fields that we owe the service, and returns the target it gets.
+fn prepare(
+    view: &View,
+    cx: &RequestCx,
+    route: &Arc<Route>,
+    cluster: &Cluster,
+    entered: &mut Entered,
+    tls_peer: Option<&str>,
+) -> Result<String, Reason> {
+    let mut target = None;
+    if let Some(rewrite) = &route.rewrite {
+        let path = entered.path();
+        let prefix = route.path.matched_prefix(path);
+        target = rewrite
+            .target(path, entered.query(), prefix)
+            .or(Err(Reason::ClientProtocol))?;
+    }
+    let target = target.unwrap_or_else(|| entered.target().into_owned());
+    let host = std::mem::take(&mut entered.host);
+    view.hop.write(&mut entered.headers, &host);
+    entered.host = host;
+    hygiene::append_via(&mut entered.headers, cx.version);
+    cx.request_id.write(&mut entered.headers);
+    if !route.request_headers.is_empty() {
+        let mut headers = std::mem::take(&mut entered.headers);
+        let mut values = entered.values(cx, &route.name, tls_peer);
+        values.cluster = &cluster.name;
+        route.request_headers.apply(&mut headers, &values);
+        entered.headers = headers;
+    }
+    Ok(target)
+}
+
+/// The route's timeout, shortened by what a gRPC client is willing to wait.
+fn grpc_deadline(entered: &Entered, timeout: Option<Duration>) -> Option<Duration> {
+    let asked = entered
+        .headers
+        .get("grpc-timeout")
+        .and_then(|value| grpc::parse_timeout(value.as_bytes()));
+    match (timeout, asked) {
+        (Some(timeout), Some(asked)) => Some(timeout.min(asked)),
+        (timeout, asked) => timeout.or(asked),
+    }
+}
+
+/// Makes the answer of an endpoint the answer to the client.
+fn forward(
+    view: &View,
+    cx: &mut RequestCx,
+    route: &Arc<Route>,
+    cluster: &Cluster,
+    answered: Answered,
+    debug: bool,
+) -> Forwarded {
+    let Answered {
+        mut head,
+        exchange,
+        guard,
+    } = answered;
+    cx.status = head.status.as_u16();
+    cx.grpc_status = grpc::Code::of(&head.headers).map(grpc::Code::number);
+    cx.answered();
+    let upgraded = upgrade::is_accepted(cx, &head);
+    let protocol = if upgraded {
+        head.headers.get(header::UPGRADE).cloned()
+    } else {
+        None
+    };
+    hygiene::clean_response(&mut head.headers);
+    if let Some(protocol) = protocol {
+        head.headers.insert(header::UPGRADE, protocol);
+    }
+    if !route.response_headers.is_empty() || debug {
+        let endpoint = cx
+            .endpoint
+            .and_then(|index| cluster.endpoints.get(index as usize));
+        let values = crate::message::template::Values {
+            client_ip: cx.client_ip,
+            host: "",
+            path: cx.uri.path(),
+            request_id: cx.request_id.as_str(),
+            route: &route.name,
+            cluster: &cluster.name,
+            endpoint: endpoint.map_or("", |endpoint| &endpoint.label),
+            tls_peer: "",
+        };
+        route.response_headers.apply(&mut head.headers, &values);
+        if debug {
+            for (name, value) in [
+                (HeaderName::from_static("x-bellwether-route"), values.route),
+                (HeaderName::from_static("x-bellwether-cluster"), values.cluster),
+                (HeaderName::from_static("x-bellwether-endpoint"), values.endpoint),
+            ] {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    head.headers.insert(name, value);
+                }
+            }
+            let attempts = HeaderName::from_static("x-bellwether-attempts");
+            head.headers.insert(attempts, HeaderValue::from(cx.attempts));
+        }
+    }
+    let _ = view;
+    Forwarded {
+        head,
+        exchange,
+        guard,
+        idle: route.idle_timeout,
+        upgraded,
+    }
+}
+
+impl Forwarded {
+    /// The reply that goes to the connection; from here on the context travels with it.
+    pub(super) fn into_reply(self, _view: &View, cx: Box<RequestCx>) -> Reply<Body> {
+        let Self {
+            head,
+            exchange,
+            guard,
+            idle,
+            upgraded,
+        } = self;
+        if upgraded {
+            return upgrade::reply(*head, exchange, guard, idle, cx);
+        }
+        Reply {
+            head: *head,
+            body: Body::upstream(exchange, guard, cx),
+            tunnel: None,
+            idle,
+        }
+    }
+}
+
+/// Sends a copy to another cluster and forgets about it.
+fn mirror(view: &View, cx: &RequestCx, route: &Route, sendable: &Sendable<'_>) {
+    let Some(mirror) = &route.mirror else { return };
+    if sendable.upgrade.is_some() || !cx.worker.dice.borrow_mut().chance(mirror.share) {
+        return;
+    }
+    // What has not arrived completely, or is not kept, is not worth holding up anything for.
+    let (Some(content), Some(cluster)) = (cx.replay.complete(), view.snapshot.cluster(mirror.cluster)) else {
+        return;
+    };
+    upgrade::mirror(cx, Arc::clone(cluster), sendable, content);
+}

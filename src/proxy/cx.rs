@@ -1,0 +1,314 @@
+//! Everything about one request that more than one step needs, and what is owed at its end.
+//!
+//! The context is the record: steps write into it, and dropping it, wherever that happens, counts the request and
+//! writes the access line. A request cancelled by its client therefore leaves the same trace as any other.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, TerminatedBy};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, Uri, Version, header};
+
+use super::{View, Worker, fresh_id};
+use crate::cluster::Seat;
+use crate::message::forwarded::Trust;
+use crate::message::replay::Replay;
+use crate::message::reply::{self, Format};
+use crate::message::request_id::RequestId;
+use crate::message::trace::TraceContext;
+use crate::net::PeerInfo;
+use crate::net::wheel::Timer;
+use crate::snapshot::{ClusterId, Route, RouteSeat};
+use crate::telemetry::{AccessRecord, OutcomeLabel, RequestEnd, RouteMetrics};
+use crate::wire::{Early, Inbound};
+
+/// One request.
+#[derive(Debug)]
+pub(crate) struct RequestCx {
+    pub(super) worker: Rc<Worker>,
+    pub(super) view: Rc<View>,
+    pub(super) peer: Rc<PeerInfo>,
+    pub(super) started: Moment,
+    pub(super) client_ip: IpAddr,
+    pub(super) request_id: RequestId,
+    pub(super) trace: Option<TraceContext>,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) version: Version,
+    user_agent: Option<HeaderValue>,
+    /// Index into the snapshot's routes.
+    route: Option<u32>,
+    pub(super) seat: Option<RouteSeat>,
+    pub(super) cluster_seat: Option<Seat>,
+    pub(super) cluster: Option<ClusterId>,
+    pub(super) endpoint: Option<u32>,
+    pub(super) replay: Replay,
+    /// Deadlines of the route: until the answer's head, then between bytes.
+    pub(super) timer: Timer,
+    pub(super) attempts: u32,
+    pub(super) status: u16,
+    pub(super) grpc_status: Option<u8>,
+    pub(super) reason: Option<Reason>,
+    pub(super) phase: Phase,
+    /// More about `reason`, for those who may see it.
+    pub(super) detail: Option<Arc<str>>,
+    pub(super) bytes_out: u64,
+    pub(super) connect: Option<Duration>,
+    pub(super) ttfb: Option<Duration>,
+    /// Time spent waiting for endpoints.
+    pub(super) upstream: Duration,
+    pub(super) done: bool,
+}
+
+impl RequestCx {
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        view: &Rc<View>,
+        peer: &Rc<PeerInfo>,
+        client: IpAddr,
+        inbound: &Inbound,
+    ) -> Self {
+        let started = worker.tools.wheel.now();
+        let head = &inbound.request;
+        let millis = u64::try_from(worker.since_epoch(started).as_millis()).unwrap_or(0);
+        let request_id = RequestId::keep_or_make(
+            head.headers(),
+            view.hop.trust(),
+            millis,
+            &mut worker.dice.borrow_mut(),
+        );
+        let client_ip = match view.hop.trust() {
+            Trust::Trusted => view.listener.trusted.client_ip(client, head.headers()),
+            Trust::Untrusted => client,
+        };
+        let logged = view.snapshot.access_log.is_some() && view.listener.access_log;
+        Self {
+            started,
+            client_ip,
+            request_id,
+            trace: None,
+            method: head.method().clone(),
+            uri: head.uri().clone(),
+            version: head.version(),
+            user_agent: if logged {
+                head.headers().get(header::USER_AGENT).cloned()
+            } else {
+                None
+            },
+            route: None,
+            seat: None,
+            cluster_seat: None,
+            cluster: None,
+            endpoint: None,
+            replay: Replay::none(),
+            timer: worker.tools.wheel.timer(),
+            attempts: 0,
+            status: 0,
+            grpc_status: None,
+            reason: None,
+            phase: Phase::Request,
+            detail: None,
+            bytes_out: 0,
+            connect: None,
+            ttfb: None,
+            upstream: Duration::ZERO,
+            done: false,
+            worker: Rc::clone(worker),
+            view: Rc::clone(view),
+            peer: Rc::clone(peer),
+        }
+    }
+
+    /// The route of this request in its snapshot.
+    pub(super) fn route<'v>(&self, view: &'v View) -> Option<&'v Arc<Route>> {
+        view.snapshot.routes.get(self.route? as usize)
+    }
+
+    /// Its index, or one that no route has.
+    pub(super) fn route_index(&self) -> usize {
+        self.route.map_or(usize::MAX, |index| index as usize)
+    }
+
+    /// The route was found: from here on the request counts there.
+    pub(super) fn enter_route(&mut self, index: u32) {
+        self.route = Some(index);
+        if let Some(route) = self.view.snapshot.routes.get(index as usize) {
+            route.metrics.request_started(self.worker.id);
+        }
+    }
+
+    /// The request ends here, for this reason.
+    pub(super) fn end(&mut self, reason: Reason) {
+        self.reason = Some(reason);
+        self.metrics().request_rejected(self.worker.id, reason);
+    }
+
+    /// The head of the answer is decided.
+    pub(super) fn answered(&mut self) {
+        self.ttfb = Some(self.worker.tools.wheel.recent().since(self.started));
+    }
+
+    /// Everything the client is to get has been handed over.
+    pub(super) fn complete(&mut self) {
+        self.done = true;
+        self.phase = Phase::Done;
+    }
+
+    /// The answer that says why the request ended.
+    pub(super) fn refusal(&self, view: &View, reason: Reason, format: Format) -> Response<Bytes> {
+        let route = self.route(view);
+        let cluster = self.cluster.and_then(|id| view.snapshot.cluster(id));
+        reply::Reply {
+            route: route.map(|route| &*route.name),
+            cluster: cluster.map(|cluster| &*cluster.name),
+            detail: self.detail.as_deref(),
+            attempts: self.attempts,
+            ..reply::Reply::new(reason, &self.request_id)
+        }
+        .response(format, view.listener.detail)
+    }
+
+    fn metrics(&self) -> &RouteMetrics {
+        match self.route(&self.view) {
+            Some(route) => &route.metrics,
+            None => &self.view.snapshot.unrouted,
+        }
+    }
+
+    /// How the request went, for its route.
+    fn outcome(&self) -> Outcome {
+        match self.reason {
+            Some(reason) => match reason.fault() {
+                TerminatedBy::Client | TerminatedBy::Admin => Outcome::Ignored,
+                _ if self.status != 0 && self.status < 500 => Outcome::Ignored,
+                TerminatedBy::Upstream | TerminatedBy::Timeout => Outcome::Failure(Origin::Local),
+                _ => Outcome::Failure(Origin::Remote),
+            },
+            None if self.status >= 500 => Outcome::Failure(Origin::Remote),
+            None if self
+                .grpc_status
+                .is_some_and(|code| matches!(code, 2 | 4 | 13 | 14 | 15)) =>
+            {
+                Outcome::Failure(Origin::Remote)
+            }
+            None if self.status == 429 || self.grpc_status == Some(8) => Outcome::Pushback(None),
+            None => Outcome::Success,
+        }
+    }
+
+    fn write_line(&self, total: Duration) {
+        let Some(settings) = self
+            .view
+            .snapshot
+            .access_log
+            .as_ref()
+            .filter(|_| self.view.listener.access_log)
+        else {
+            return;
+        };
+        let cluster = self.cluster.and_then(|id| self.view.snapshot.cluster(id));
+        let endpoint = cluster.and_then(|cluster| cluster.endpoints.get(self.endpoint? as usize));
+        let route = self.route(&self.view);
+        let terminated_by = self.reason.map_or(TerminatedBy::None, Reason::fault);
+        let time = u64::try_from(self.worker.since_epoch(self.started).as_micros()).unwrap_or(0);
+        let record = AccessRecord {
+            time,
+            request_id: self.request_id.as_str().as_bytes(),
+            trace_id: self
+                .trace
+                .as_ref()
+                .map_or(b"", |trace| trace.trace_id().as_bytes()),
+            listener: &self.view.listener.name,
+            route: route.map_or("", |route| &route.name),
+            cluster: cluster.map_or("", |cluster| &cluster.name),
+            endpoint: endpoint.map_or("", |endpoint| &endpoint.label),
+            method: self.method.as_str().as_bytes(),
+            path: self.uri.path().as_bytes(),
+            protocol: match self.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            status: self.status,
+            grpc_status: self.grpc_status.map(u32::from),
+            reason: self.reason,
+            terminated_by,
+            phase: self.phase,
+            attempts: self.attempts,
+            client: Some(self.client_ip),
+            bytes_in: self.replay.received(),
+            bytes_out: self.bytes_out,
+            user_agent: self.user_agent.as_ref().map_or(b"", HeaderValue::as_bytes),
+            t_headers: None,
+            t_connect: self.connect,
+            t_tls: None,
+            t_ttfb: self.ttfb,
+            t_total: total,
+            fields: &[],
+        };
+        self.worker.log.write(settings, &record);
+    }
+}
+
+impl Drop for RequestCx {
+    fn drop(&mut self) {
+        if !self.done && self.reason.is_none() {
+            // Nobody waits for the answer any more.
+            self.reason = Some(Reason::ClientClosed);
+            self.metrics()
+                .request_rejected(self.worker.id, Reason::ClientClosed);
+        }
+        let now = self.worker.tools.wheel.now();
+        let total = now.since(self.started);
+        let metrics = self.metrics();
+        if self.route.is_none() {
+            metrics.request_started(self.worker.id);
+        }
+        metrics.request_ended(
+            self.worker.id,
+            &RequestEnd {
+                code: if self.status == 0 { 499 } else { self.status },
+                outcome: OutcomeLabel::from(self.outcome()),
+                duration: total,
+                ttfb: self.ttfb,
+                overhead: (self.attempts > 0)
+                    .then(|| self.ttfb.unwrap_or(total).saturating_sub(self.upstream)),
+                attempts: self.attempts,
+            },
+        );
+        self.write_line(total);
+    }
+}
+
+/// Counts and answers what was not a request at all.
+pub(super) fn record_refusal(
+    worker: &Rc<Worker>,
+    view: &Rc<View>,
+    client: IpAddr,
+    reason: Reason,
+    detail: &'static str,
+) -> Response<Bytes> {
+    let inbound = Inbound {
+        request: http::Request::default(),
+        early: Early::None,
+        head_bytes: 0,
+    };
+    let peer = PeerInfo {
+        peer: std::net::SocketAddr::new(client, 0).into(),
+        local: std::net::SocketAddr::new(client, 0).into(),
+        tls: None,
+        proxied: None,
+    };
+    let mut cx = RequestCx::new(worker, view, &Rc::new(peer), client, &inbound);
+    cx.request_id = fresh_id(worker, cx.started);
+    cx.detail = Some(detail.into());
+    cx.end(reason);
+    let response = cx.refusal(view, reason, Format::Text);
+    cx.status = response.status().as_u16();
+    cx.bytes_out = response.body().len() as u64;
+    cx.done = true;
+    response
+}

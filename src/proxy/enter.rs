@@ -1,0 +1,203 @@
+//! The first step: is the request sane, whose is it, and which route takes it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bellwether_core::{Phase, Reason};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http_body::Body as _;
+
+use super::View;
+use super::cx::RequestCx;
+use crate::message::redirect::Asked;
+use crate::message::replay::Replay;
+use crate::message::template::Values;
+use crate::message::{hygiene, path, trace};
+use crate::route::{KeySource, RequestView};
+use crate::snapshot::Route;
+use crate::wire::RequestBody;
+
+/// A request that has passed the first step.
+#[derive(Debug)]
+pub(super) struct Entered {
+    pub(super) headers: HeaderMap,
+    /// The authority, as it came.
+    pub(super) host: String,
+    /// The normalised path, where it differs from the one that came.
+    path: Option<String>,
+    uri: http::Uri,
+    /// The protocol that the client asks to switch to.
+    pub(super) upgrade: Option<HeaderValue>,
+    /// The client asks by extended CONNECT (RFC 8441).
+    pub(super) extended: bool,
+}
+
+impl Entered {
+    pub(super) fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or_else(|| target_path(&self.uri))
+    }
+
+    pub(super) fn query(&self) -> Option<&str> {
+        self.uri.query()
+    }
+
+    /// Path and query as they are forwarded unless a rewrite says otherwise.
+    pub(super) fn target(&self) -> Cow<'_, str> {
+        match (&self.path, self.query()) {
+            (None, _) => Cow::Borrowed(
+                self.uri
+                    .path_and_query()
+                    .map_or("/", http::uri::PathAndQuery::as_str),
+            ),
+            (Some(path), None) => Cow::Borrowed(path),
+            (Some(path), Some(query)) => Cow::Owned(format!("{path}?{query}")),
+        }
+    }
+
+    pub(super) fn values<'a>(
+        &'a self,
+        cx: &'a RequestCx,
+        route: &'a str,
+        tls_peer: Option<&'a str>,
+    ) -> Values<'a> {
+        Values {
+            client_ip: cx.client_ip,
+            host: &self.host,
+            path: self.path(),
+            request_id: cx.request_id.as_str(),
+            route,
+            cluster: "",
+            endpoint: "",
+            tls_peer: tls_peer.unwrap_or(""),
+        }
+    }
+
+    pub(super) fn asked<'a>(&'a self, view: &View, route: &'a Route) -> Asked<'a> {
+        Asked {
+            scheme: view.hop.scheme(),
+            host: &self.host,
+            path: self.path(),
+            query: self.query(),
+            matched_prefix: route.path.matched_prefix(self.path()),
+        }
+    }
+
+    pub(super) fn key_source<'a>(
+        &'a self,
+        cx: &RequestCx,
+        route: &'a Arc<Route>,
+        tls_peer: Option<&'a str>,
+    ) -> KeySource<'a> {
+        KeySource {
+            client_ip: cx.client_ip,
+            host: &self.host,
+            path: self.path(),
+            query: self.query(),
+            route: &route.name,
+            tls_peer,
+            headers: &self.headers,
+        }
+    }
+}
+
+fn target_path(uri: &http::Uri) -> &str {
+    let path = uri.path();
+    if path.is_empty() { "/" } else { path }
+}
+
+/// Checks a request and finds its route.
+pub(super) fn enter(
+    view: &View,
+    cx: &mut RequestCx,
+    request: Request<RequestBody>,
+    _tls_peer: Option<&str>,
+) -> Result<Entered, Reason> {
+    let (parts, body) = request.into_parts();
+    let (uri, version, mut headers) = (parts.uri, parts.version, parts.headers);
+    let extended = parts
+        .extensions
+        .get::<h2::ext::Protocol>()
+        .map(|protocol| protocol.as_str().to_owned());
+    if version == Version::HTTP_2 {
+        hygiene::trim_values(&mut headers);
+    }
+    let host = match hygiene::authority(uri.authority(), &headers, version) {
+        Ok(host) => host.to_owned(),
+        Err(error) => return Err(bad_request(cx, &error)),
+    };
+    if cx.method == Method::CONNECT && extended.is_none() {
+        // A gateway serves origins; it is no way out to arbitrary hosts.
+        return Err(Reason::MethodUnsupported);
+    }
+    let asterisk = uri.path() == "*" && cx.method == Method::OPTIONS;
+    let path = if asterisk {
+        None
+    } else {
+        match path::normalise(uri.path()) {
+            Ok(Cow::Borrowed(_)) => None,
+            Ok(Cow::Owned(path)) => Some(path),
+            Err(error) => return Err(bad_request(cx, &error)),
+        }
+    };
+    let upgrade = match &extended {
+        Some(protocol) => Some(HeaderValue::from_str(protocol).or(Err(Reason::ClientProtocol))?),
+        None => hygiene::upgrade_asked(&cx.method, version, &headers),
+    };
+    let view_path = path.as_deref().unwrap_or_else(|| target_path(&uri));
+    let request_view = RequestView {
+        host: &host,
+        path: view_path,
+        query: uri.query(),
+        // RFC 8441 §5: the bootstrapped request is a GET.
+        method: if extended.is_some() {
+            &Method::GET
+        } else {
+            &cx.method
+        },
+        headers: &headers,
+        client_ip: cx.client_ip,
+    };
+    cx.phase = Phase::Route;
+    let Some(index) = view
+        .listener
+        .table
+        .find(&request_view)
+        .and_then(|index| view.listener.routes.get(index))
+    else {
+        return Err(Reason::NoRoute);
+    };
+    cx.enter_route(*index);
+    cx.trace = trace::take(&mut headers);
+    hygiene::clean_request(&mut headers, view.hop.trust());
+    if let (Some(limit), Some(length)) = (view.listener.max_body, body.size_hint().exact())
+        && length > limit
+    {
+        return Err(Reason::BodyTooLarge);
+    }
+    let keep = view
+        .snapshot
+        .routes
+        .get(*index as usize)
+        .and_then(|route| route.retry.as_ref())
+        .map_or(0, |retry| retry.max_body);
+    cx.replay = Replay::new(body, keep, view.listener.max_body);
+    if headers.get(header::HOST).is_none() && !host.is_empty() {
+        headers.insert(
+            header::HOST,
+            HeaderValue::from_str(&host).or(Err(Reason::ClientProtocol))?,
+        );
+    }
+    Ok(Entered {
+        headers,
+        host,
+        path,
+        uri,
+        upgrade,
+        extended: extended.is_some(),
+    })
+}
+
+fn bad_request(cx: &mut RequestCx, error: &dyn std::error::Error) -> Reason {
+    cx.detail = Some(error.to_string().into());
+    Reason::ClientProtocol
+}
