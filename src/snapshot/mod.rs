@@ -4,7 +4,10 @@
 //! state, counters) is found again in the [`registry::Registry`] when the next snapshot is made, so a reload forgets
 //! nothing. Only the publisher stores into the [`cell::Cell`]; a request reads it once.
 
+pub mod blueprint;
 pub mod cell;
+pub mod compile;
+pub mod registry;
 pub mod route;
 
 use std::net::IpAddr;
@@ -12,6 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteSeat, RouteState, Target};
+
+pub use blueprint::with_members;
+pub use compile::{Compiled, Plan, check_restart_only, compile, dry_run};
+pub use registry::Registry;
 
 use crate::cluster::Cluster;
 use crate::message::forwarded::TrustedProxies;

@@ -25,7 +25,7 @@ use super::{Event, Member, SourceKind, Task, entry};
 pub const MAX_BYTES: usize = 1 << 20;
 
 /// An HTTP source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     authority: Arc<str>,
     host: Arc<str>,

@@ -1,0 +1,144 @@
+//! A cluster without its members: what discovery needs to make the next one.
+//!
+//! Members come and go far more often than settings do. A new set of members costs one new cluster and one new list of
+//! clusters; listeners, routes and all other clusters are shared with the snapshot before.
+
+use std::sync::Arc;
+
+use bellwether_core::Moment;
+use bellwether_core::balance::{Balancer, MemberSpec, Policy};
+use http::HeaderValue;
+
+use super::Snapshot;
+use super::registry::Registry;
+use crate::cluster::discovery::Member;
+use crate::cluster::{Cluster, Endpoint, Settings};
+use crate::net::SocketAddress;
+use crate::net::tls::ClientTls;
+
+/// Everything about a cluster but its members.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Settings.
+    pub settings: Settings,
+    /// How endpoints are chosen.
+    pub policy: Policy,
+    /// TLS towards endpoints.
+    pub tls: Option<Arc<ClientTls>>,
+    /// See [`Cluster::transport`].
+    pub transport: u64,
+}
+
+impl Blueprint {
+    /// What a cluster was made from.
+    pub fn of(cluster: &Cluster) -> Self {
+        Self {
+            name: Arc::clone(&cluster.name),
+            settings: cluster.settings.clone(),
+            policy: cluster.balancer.policy(),
+            tls: cluster.tls.clone(),
+            transport: cluster.transport,
+        }
+    }
+
+    /// A cluster with these members. An endpoint that is new joins at `now`, and takes its share slowly, unless the
+    /// proxy itself is just starting: then there is nobody who could take the share meanwhile.
+    pub fn assemble(&self, members: &[Member], registry: &Registry, now: Moment, at_start: bool) -> Cluster {
+        let joined = if at_start { Moment::ZERO } else { now };
+        let endpoints: Box<[Endpoint]> = members
+            .iter()
+            .map(|member| self.endpoint(member, registry, joined))
+            .collect();
+        let specs: Vec<MemberSpec<'_>> = endpoints
+            .iter()
+            .map(|endpoint| MemberSpec {
+                weight: endpoint.weight,
+                priority: endpoint.priority,
+                key: endpoint.label.as_bytes(),
+            })
+            .collect();
+        let balancer = Balancer::new(self.policy, &specs, registry.seed(&self.name));
+        Cluster {
+            name: Arc::clone(&self.name),
+            settings: self.settings.clone(),
+            tls: self.tls.clone(),
+            transport: self.transport,
+            endpoints,
+            balancer,
+            state: registry.cluster(&self.name),
+            metrics: registry.recorder().cluster(&self.name),
+        }
+    }
+
+    fn endpoint(&self, member: &Member, registry: &Registry, joined: Moment) -> Endpoint {
+        let label: Arc<str> = member.address.to_string().into();
+        let (host, authority) = names(member, &label);
+        Endpoint {
+            address: member.address.clone(),
+            metrics: registry.recorder().endpoint(&self.name, &label),
+            state: registry.endpoint(&self.name, &member.address, joined),
+            label,
+            host,
+            authority,
+            weight: member.weight,
+            priority: member.priority,
+            zone: member.zone.clone(),
+        }
+    }
+}
+
+/// The host to ask for, and host and port as a field value.
+fn names(member: &Member, label: &str) -> (Arc<str>, HeaderValue) {
+    let local = || (Arc::from("localhost"), HeaderValue::from_static("localhost"));
+    let SocketAddress::Ip(address) = &member.address else {
+        // A path is no host: what clients of Unix sockets usually send.
+        return match &member.host {
+            Some(host) => (
+                Arc::clone(host),
+                HeaderValue::from_str(host).unwrap_or_else(|_| local().1),
+            ),
+            None => local(),
+        };
+    };
+    match &member.host {
+        Some(host) => {
+            let port = address.port();
+            let written = HeaderValue::from_str(&format!("{host}:{port}"));
+            (Arc::clone(host), written.unwrap_or_else(|_| local().1))
+        }
+        None => (
+            address.ip().to_string().into(),
+            HeaderValue::from_str(label).unwrap_or_else(|_| local().1),
+        ),
+    }
+}
+
+/// The present snapshot with other members in one cluster; none when there is no such cluster. The generation stays.
+pub fn with_members(
+    current: &Snapshot,
+    cluster: &str,
+    members: &[Member],
+    registry: &Registry,
+    now: Moment,
+) -> Option<Snapshot> {
+    let at = current
+        .clusters
+        .iter()
+        .position(|known| &*known.name == cluster)?;
+    let before = current.clusters.get(at)?;
+    registry.remember_members(&before.name, members);
+    let next = Arc::new(Blueprint::of(before).assemble(members, registry, now, false));
+    let mut clusters = current.clusters.clone();
+    *clusters.get_mut(at)? = next;
+    Some(Snapshot {
+        generation: current.generation,
+        hash: Arc::clone(&current.hash),
+        listeners: current.listeners.clone(),
+        routes: Arc::clone(&current.routes),
+        clusters,
+        unrouted: Arc::clone(&current.unrouted),
+        access_log: current.access_log.clone(),
+    })
+}
