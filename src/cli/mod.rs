@@ -1,1 +1,5 @@
 //! The command line: one subcommand per file.
+
+pub mod check;
+pub mod config;
+pub mod schema;

@@ -76,7 +76,7 @@ object! {
         /// gradual start of new and recovered endpoints
         slow_start: Sp<Option<Duration>> = "10s";
         /// to establish a connection
-        connect_timeout: Sp<Duration> = "1s";
+        connect_timeout: Sp<Duration> = "1s" in (1, u32::MAX);
         /// connections kept open
         connection_pool: Sp<ConnectionPool> = "{}";
         /// how much at once
@@ -130,7 +130,7 @@ object! {
         /// a includes AAAA
         record: Sp<DnsRecord> = "a";
         /// clamped 1 s … 5 m
-        refresh: Sp<WordOr<Ttl, Duration>> = "ttl";
+        refresh: Sp<WordOr<Ttl, Duration>> = "ttl" in (1, u32::MAX);
         /// keep the last good set on failure or empty answer
         hold: Sp<Duration> = "30s";
     }
@@ -150,7 +150,7 @@ object! {
         /// JSON list of endpoints, ETag honoured
         url: Sp<Url> = req;
         /// how often
-        interval: Sp<Duration> = "10s";
+        interval: Sp<Duration> = "10s" in (1, u32::MAX);
     }
 }
 
@@ -200,9 +200,9 @@ object! {
         /// first 4 KiB
         expect_body: Option<Sp<Pattern>> = none;
         /// ±20 % jitter, never in phase
-        interval: Sp<Duration> = "5s";
+        interval: Sp<Duration> = "5s" in (1, u32::MAX);
         /// to answer
-        timeout: Sp<Duration> = "2s";
+        timeout: Sp<Duration> = "2s" in (1, u32::MAX);
         /// passes in a row
         healthy_threshold: Sp<u32> = "2" in (1, 100);
         /// failures in a row
@@ -216,13 +216,13 @@ object! {
         /// what counts as a sign
         source: Sp<HeartbeatSource> = "any";
         /// how often
-        interval: Sp<Duration> = "1s";
+        interval: Sp<Duration> = "1s" in (1, u32::MAX);
         /// suspicion that is believed
         phi_threshold: Sp<u32> = "8" in (1, 20);
         /// silence that means nothing
-        acceptable_pause: Sp<Duration> = "2s";
+        acceptable_pause: Sp<Duration> = "2s" in (1, u32::MAX);
         /// fixed deadline instead of phi
-        timeout: Sp<Option<Duration>> = "off";
+        timeout: Sp<Option<Duration>> = "off" in (1, u32::MAX);
     }
 }
 
@@ -244,11 +244,11 @@ object! {
         /// fewer than this prove nothing
         min_requests: Sp<u32> = "20" in (1, 1_000_000);
         /// sliding
-        window: Sp<Duration> = "30s";
+        window: Sp<Duration> = "30s" in (1, u32::MAX);
         /// doubles with jitter
-        base_ejection_time: Sp<Duration> = "5s";
+        base_ejection_time: Sp<Duration> = "5s" in (1, u32::MAX);
         /// the longest
-        max_ejection_time: Sp<Duration> = "300s";
+        max_ejection_time: Sp<Duration> = "300s" in (1, u32::MAX);
         /// at least one may always go, the last never
         max_ejection_percent: Sp<Percent> = "50%";
     }
@@ -272,11 +272,11 @@ object! {
         /// kept without use
         max_idle_per_endpoint: Sp<u32> = "64" in (0, 1_000_000);
         /// learned from the endpoint, 4 s to start
-        idle_timeout: Sp<WordOr<Auto, Duration>> = "auto";
+        idle_timeout: Sp<WordOr<Auto, Duration>> = "auto" in (1, u32::MAX);
         /// then the connection is closed
         max_requests_per_connection: Sp<Option<u32>> = "off" in (1, u32::MAX);
         /// probes of the system
-        tcp_keepalive: Sp<Option<Duration>> = "30s";
+        tcp_keepalive: Sp<Option<Duration>> = "30s" in (1, u32::MAX);
     }
 }
 
@@ -314,6 +314,6 @@ object! {
         /// allowed in any case
         min_per_second: Sp<u32> = "3" in (0, 1_000_000);
         /// sliding
-        window: Sp<Duration> = "10s";
+        window: Sp<Duration> = "10s" in (1, u32::MAX);
     }
 }

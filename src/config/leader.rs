@@ -50,11 +50,11 @@ object! {
         /// hints only, trigger an immediate probe
         from_responses: Option<Sp<FromResponses>> = none;
         /// per endpoint, jittered; 200 ms while no leader is known
-        interval: Sp<Duration> = "1s";
+        interval: Sp<Duration> = "1s" in (1, u32::MAX);
         /// to answer
-        timeout: Sp<Duration> = "500ms";
+        timeout: Sp<Duration> = "500ms" in (1, u32::MAX);
         /// an unconfirmed claim older than this is not believed
-        max_age: Sp<Duration> = "5s";
+        max_age: Sp<Duration> = "5s" in (1, u32::MAX);
         /// two claims at once; a registry source (etcd_key, kubernetes_lease) always decides first
         on_conflict: Sp<OnConflict> = "highest_epoch" as "highest_epoch; equal epochs: reject_writes";
         /// hold writes (and `strong`/`leader` reads) while no leader is usable, then 503 `no_leader` + Retry-After; a duration is `max_wait`

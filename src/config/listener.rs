@@ -72,7 +72,7 @@ object! {
         /// `read_your_writes` not possible on tcp
         consistency: Sp<Consistency> = "eventual";
         /// no byte in either direction
-        idle_timeout: Sp<Option<Duration>> = "1h";
+        idle_timeout: Sp<Option<Duration>> = "1h" in (1, u32::MAX);
         /// close = like HAProxy `on-marked-down shutdown-sessions`
         on_leader_change: Sp<OnLeaderChange> = "close";
     }
@@ -82,15 +82,15 @@ object! {
     /// How long a client may take.
     ListenerTimeouts = "listener.timeouts" {
         /// from accept to the end of the handshake
-        tls_handshake: Sp<Duration> = "10s";
+        tls_handshake: Sp<Duration> = "10s" in (1, u32::MAX);
         /// first byte to end of request headers
-        headers: Sp<Duration> = "10s";
+        headers: Sp<Duration> = "10s" in (1, u32::MAX);
         /// between body bytes from the client
-        body_idle: Sp<Option<Duration>> = "30s";
+        body_idle: Sp<Option<Duration>> = "30s" in (1, u32::MAX);
         /// idle connection
-        keep_alive: Sp<Duration> = "75s";
+        keep_alive: Sp<Duration> = "75s" in (1, u32::MAX);
         /// then GOAWAY / Connection: close, jittered
-        max_connection_age: Sp<Option<Duration>> = "off";
+        max_connection_age: Sp<Option<Duration>> = "off" in (1, u32::MAX);
     }
 }
 

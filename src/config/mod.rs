@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod cluster;
+pub mod codes;
 pub mod diagnostic;
 pub mod effective;
 pub mod interpolate;
@@ -20,7 +21,11 @@ pub mod listener;
 pub mod policy;
 pub mod process;
 pub mod read;
+pub mod reference;
+pub mod render;
 pub mod route;
+pub mod schema;
+pub mod show;
 pub mod suggest;
 pub mod supported;
 pub mod table;
@@ -97,6 +102,15 @@ object! {
         route: Option<Sp<Policy>> = none;
         /// applies to every cluster (endpoints and discovery not allowed here)
         cluster: Option<Sp<Cluster>> = none;
+    }
+}
+
+impl Config {
+    /// The name of a route: as written, or `route-N` counted from 1.
+    #[must_use]
+    pub fn route_name(&self, index: usize) -> String {
+        let written = self.routes.get(index).and_then(|route| route.name.as_ref());
+        written.map_or_else(|| format!("route-{}", index + 1), |name| name.value.clone())
     }
 }
 

@@ -70,11 +70,11 @@ object! {
     /// Settings of routes.
     Policy = "policy" {
         /// request in → response headers out, all tries included; `grpc-timeout` shortens it
-        timeout: Sp<Option<Duration>> = "30s";
+        timeout: Sp<Option<Duration>> = "30s" in (1, u32::MAX);
         /// no byte in either direction
-        idle_timeout: Sp<Option<Duration>> = "5m";
+        idle_timeout: Sp<Option<Duration>> = "5m" in (1, u32::MAX);
         /// whole exchange
-        max_duration: Sp<Option<Duration>> = "off";
+        max_duration: Sp<Option<Duration>> = "off" in (1, u32::MAX);
         /// further tries; a bare number is `num_retries`
         retry: Sp<Option<Retry>> = "1";
         /// stops a route that fails
@@ -108,7 +108,7 @@ object! {
         /// read from trailers
         grpc_status: Sp<Many<GrpcStatus>> = "[unknown, deadline_exceeded, internal, unavailable, data_loss]";
         /// counts as slow, not failed
-        slower_than: Sp<Option<Duration>> = "off";
+        slower_than: Sp<Option<Duration>> = "off" in (1, u32::MAX);
     }
 }
 
@@ -124,7 +124,7 @@ object! {
         /// its presence makes a request idempotent
         idempotency_key_header: Sp<HeaderName> = "idempotency-key" as "Idempotency-Key";
         /// auto = remaining / tries left
-        per_try_timeout: Sp<Option<WordOr<Auto, Duration>>> = "auto";
+        per_try_timeout: Sp<Option<WordOr<Auto, Duration>>> = "auto" in (1, u32::MAX);
         /// full jitter
         backoff: Sp<Backoff> = "{}";
         /// obey `Retry-After` up to this
@@ -156,17 +156,17 @@ object! {
         /// needs slow_call_duration
         slow_call_rate: Sp<Option<Percent>> = "off";
         /// what is slow
-        slow_call_duration: Sp<Option<Duration>> = "off";
+        slow_call_duration: Sp<Option<Duration>> = "off" in (1, u32::MAX);
         /// failures in a row that open
         consecutive_failures: Sp<Option<u32>> = "off" in (1, 1_000_000);
         /// sliding
-        window: Sp<Duration> = "10s";
+        window: Sp<Duration> = "10s" in (1, u32::MAX);
         /// fewer than this prove nothing
         min_requests: Sp<u32> = "20" in (1, 1_000_000);
         /// first opening; doubles with jitter
-        open_duration: Sp<Duration> = "5s";
+        open_duration: Sp<Duration> = "5s" in (1, u32::MAX);
         /// the longest opening
-        max_open_duration: Sp<Duration> = "60s";
+        max_open_duration: Sp<Duration> = "60s" in (1, u32::MAX);
         /// probes that must succeed
         half_open_requests: Sp<u32> = "3" in (1, 1_000);
         /// probes at one time

@@ -80,9 +80,16 @@ impl Reader {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn read(&self, path: &Path) -> Result<Document, Diagnostics> {
-        let name = path.display().to_string();
+        self.read_as(&path.display().to_string(), path)
+    }
+
+    /// Reads a file under another name than its path.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn read_as(&self, name: &str, path: &Path) -> Result<Document, Diagnostics> {
         match self.bytes(path, yaml::MAX_BYTES + 1) {
-            Ok(bytes) => self.document(&name, Some(path.to_path_buf()), &bytes),
+            Ok(bytes) => self.document(name, Some(path.to_path_buf()), &bytes),
             Err(why) => {
                 let mut out = Diagnostics::new(Sources::default());
                 out.push(
@@ -113,11 +120,15 @@ impl Reader {
         .load(name.to_owned(), path, bytes) else {
             return Err(out);
         };
+        let written: Vec<Rc<str>> = match &root.kind {
+            Kind::Map(entries) => entries.iter().map(|(key, _)| key.name.clone()).collect(),
+            _ => Vec::new(),
+        };
         let mut cx = Cx::new(&mut out, self);
         if let Some(mut config) = Config::lower(&root, &mut cx) {
             effective::apply_profile(&mut config);
             let effective = effective::resolve(&config, &mut out);
-            check::all(&config, &effective, &mut out);
+            check::all(&config, &effective, &written, &mut out);
             if !self.every_block {
                 supported::check(&config, &mut out);
             }
@@ -338,8 +349,23 @@ impl Files<'_> {
         entries
     }
 
+    /// What people call an included file: like the including one, with the path from there.
+    fn name_of(&self, at: Span, path: &Path) -> String {
+        let from = self.out.sources.directory(at);
+        let name = self
+            .out
+            .sources
+            .of(at)
+            .and_then(|source| Path::new(&source.name).parent().map(Path::to_path_buf));
+        let name = match (name, path.strip_prefix(&from)) {
+            (Some(folder), Ok(rest)) => folder.join(rest),
+            _ => path.to_path_buf(),
+        };
+        name.display().to_string()
+    }
+
     fn one(&mut self, pattern: &Node, path: &Path) -> Option<Rc<[(Key, Node)]>> {
-        let shown = path.display().to_string();
+        let shown = self.name_of(pattern.span, path);
         if self.open.contains(&canonical(path)) {
             self.out.push(
                 Diagnostic::error("E0405", format!("`{shown}` includes itself"))

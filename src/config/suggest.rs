@@ -38,12 +38,10 @@ pub fn unknown_word(word: &str, span: Span, noun: &str, plural: &str, words: &[&
             _ => String::new(),
         },
     };
-    Diagnostic::error(
-        "E0305",
-        format!("`{word}` is not {}", super::table::article(noun)),
-    )
-    .at(span, label)
-    .note(format!("{plural}: {}", words.join(", ")))
+    let code = if noun == "leader preset" { "E0404" } else { "E0305" };
+    Diagnostic::error(code, format!("`{word}` is not {}", super::table::article(noun)))
+        .at(span, label)
+        .note(format!("{plural}: {}", words.join(", ")))
 }
 
 /// A key that the table has not.

@@ -73,7 +73,7 @@ pub struct Map<T> {
     /// The entries that could be read.
     pub entries: Vec<Entry<T>>,
     /// Every name, also of entries that could not be read, so that one mistake does not cause others.
-    pub declared: Vec<(Rc<str>, Span)>,
+    pub declared: Vec<(String, Span)>,
 }
 
 /// One entry of a map.
@@ -107,7 +107,7 @@ impl<T> Map<T> {
     /// True when a name is defined, even if its value has mistakes.
     #[must_use]
     pub fn declares(&self, name: &str) -> bool {
-        self.declared.iter().any(|(declared, _)| &**declared == name)
+        self.declared.iter().any(|(declared, _)| declared == name)
     }
 
     /// Names and values in the order written.
@@ -441,6 +441,8 @@ pub trait Lower: Sized + Clone + Debug {
     fn over(&self, _base: &Self) -> Self {
         self.clone()
     }
+    /// What the number of a range check counts: nothing in particular, or milliseconds.
+    const UNIT: &'static str = "";
     /// The number, when it is one, for range checks.
     fn number(&self) -> Option<u32> {
         None
@@ -463,11 +465,14 @@ pub trait Field: Sized + Clone {
     /// This field over that one, blocks replaced.
     #[must_use]
     fn replaced(&self, base: &Self) -> Self;
+    /// What the number of a range check counts.
+    const UNIT: &'static str;
     /// Value and place for range checks.
     fn number(&self) -> Option<(u32, Span)>;
 }
 
 impl<T: Lower> Field for Sp<T> {
+    const UNIT: &'static str = T::UNIT;
     fn ty() -> Type {
         T::ty()
     }
@@ -516,6 +521,7 @@ impl<T: Lower> Field for Sp<T> {
 }
 
 impl<T: Lower> Field for Option<Sp<T>> {
+    const UNIT: &'static str = T::UNIT;
     fn ty() -> Type {
         T::ty()
     }
@@ -612,7 +618,7 @@ impl<'n> Block<'n> {
                     (range, value.as_ref().and_then(Field::number))
                     && !(low..=high).contains(&number)
                 {
-                    cx.out.push(out_of_range(name, number, low, high, span));
+                    cx.out.push(out_of_range(name, number, low, high, F::UNIT, span));
                     return None;
                 }
                 value
@@ -701,17 +707,13 @@ impl Tidy for Diagnostic {
     }
 }
 
-fn out_of_range(name: &str, number: u32, low: u32, high: u32, span: Span) -> Diagnostic {
-    let range = if high == u32::MAX {
-        format!("at least {low}")
-    } else {
-        format!("{low} to {high}")
+fn out_of_range(name: &str, number: u32, low: u32, high: u32, unit: &str, span: Span) -> Diagnostic {
+    let range = match (high, unit) {
+        (u32::MAX, "") => format!("write a number of at least {low}"),
+        (u32::MAX, unit) => format!("write at least {low}{unit}"),
+        _ => format!("write a number from {low} to {high}"),
     };
-    let diagnostic = Diagnostic::error("E0312", format!("`{name}` cannot be {number}"));
-    diagnostic.at(
-        span,
-        format!("write a number from {range}").replace("from at least", "of at least"),
-    )
+    Diagnostic::error("E0312", format!("`{name}` cannot be {number}{unit}")).at(span, range)
 }
 
 impl Type {
@@ -731,6 +733,7 @@ const OFF_LIKE: [&str; 9] = [
 ];
 
 impl<T: Lower> Lower for Option<T> {
+    const UNIT: &'static str = T::UNIT;
     fn ty() -> Type {
         Type::Off(Box::new(T::ty()))
     }
@@ -843,19 +846,25 @@ impl<T: Lower> Lower for Map<T> {
             return None;
         };
         let mut map = Self::default();
-        let mut seen = std::collections::HashMap::with_capacity(entries.len());
+        let mut seen: std::collections::HashMap<Rc<str>, Span> =
+            std::collections::HashMap::with_capacity(entries.len());
         for (key, node) in entries.iter() {
             if let Some(first) = seen.get(&*key.name) {
                 let noun = suggest::singular(cx.field());
+                let code = if first.file() == key.span.file() {
+                    "E0106"
+                } else {
+                    "E0406"
+                };
                 cx.out.push(
-                    Diagnostic::error("E0106", format!("{noun} `{}` is defined twice", key.name))
+                    Diagnostic::error(code, format!("{noun} `{}` is defined twice", key.name))
                         .at(key.span, "defined again")
                         .also(*first, "first defined here"),
                 );
                 continue;
             }
             seen.insert(key.name.clone(), key.span);
-            map.declared.push((key.name.clone(), key.span));
+            map.declared.push((key.name.to_string(), key.span));
             if matches!(node.kind, Kind::Empty) {
                 cx.out.push(
                     Diagnostic::error("E0204", format!("`{}` has no value", key.name)).at(
@@ -908,14 +917,13 @@ pub fn lower_object<T>(
     let entries: &[(Key, Node)] = match &node.kind {
         Kind::Map(entries) => entries,
         Kind::Scalar(scalar) if short_true && &*scalar.text == "true" => &[],
-        Kind::Scalar(_) | Kind::List(_) if short.is_some() && !is_list_of_blocks(node) => {
+        Kind::Scalar(_) if short.is_some() => {
             let name = short.unwrap_or_default();
-            let mut block_key = Key {
+            let key = Key {
                 name: name.into(),
                 span: node.span,
             };
-            block_key.span = node.span;
-            synthetic = [(block_key, node.clone())];
+            synthetic = [(key, node.clone())];
             &synthetic
         }
         _ => {
@@ -931,10 +939,6 @@ pub fn lower_object<T>(
         block.finish(&table, cx);
     }
     value
-}
-
-fn is_list_of_blocks(node: &Node) -> bool {
-    matches!(&node.kind, Kind::List(list) if list.iter().any(|item| matches!(item.kind, Kind::Map(_))))
 }
 
 /// The fallback of a row.

@@ -62,7 +62,7 @@ object! {
         /// errors = our own and 5xx; slow = above `slower_than`
         only: Sp<LogOnly> = "all";
         /// what is slow
-        slower_than: Sp<Duration> = "1s";
+        slower_than: Sp<Duration> = "1s" in (1, u32::MAX);
         /// errors are never sampled away
         sample: Sp<Percent> = "100%";
         /// header names

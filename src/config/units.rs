@@ -54,6 +54,12 @@ pub trait Scalar: Sized + Clone + std::fmt::Debug {
     fn parse(text: &str) -> Result<Self, Refusal>;
     /// As it would be written.
     fn written(&self) -> String;
+    /// What a range counts.
+    const RANGE_UNIT: &'static str = "";
+    /// The number a range speaks of.
+    fn range_number(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// The text of a node with `${…}` filled in; says what is wrong when it is not a text.
@@ -88,6 +94,10 @@ impl<T: Scalar> Lower for T {
     }
     fn show(&self) -> Shown {
         Shown::Text(self.written())
+    }
+    const UNIT: &'static str = T::RANGE_UNIT;
+    fn number(&self) -> Option<u32> {
+        self.range_number()
     }
 }
 
@@ -239,6 +249,12 @@ impl Lower for Secret {
 // ---- durations, sizes, percents, rates --------------------------------------------------------------------------------
 
 impl Scalar for Duration {
+    const RANGE_UNIT: &'static str = "ms";
+
+    fn range_number(&self) -> Option<u32> {
+        Some(u32::try_from(self.as_millis()).unwrap_or(u32::MAX))
+    }
+
     fn text_type() -> Type {
         text_type("duration", "^([0-9]+(\\.[0-9]+)?(us|ms|s|m|h|d))+$", "5s")
     }
@@ -324,6 +340,10 @@ fn bad_duration(text: &str) -> Refusal {
         );
     }
     if !trimmed.is_empty() && trimmed.parse::<f64>().is_ok() {
+        if trimmed.parse::<f64>().is_ok_and(|number| number == 0.0) {
+            let label = "write a time such as `5s`, or `off` where that is allowed";
+            return Refusal::new("E0301", format!("duration `{text}` has no unit"), label);
+        }
         let label = format!("write `{trimmed}s` or `{trimmed}ms`");
         return Refusal::new("E0301", format!("duration `{text}` has no unit"), label);
     }
@@ -694,6 +714,12 @@ impl Scalar for Address {
             };
             (Some(Host::Ip(ip.into())), port)
         } else {
+            if let Some((ip, port)) = text.rsplit_once(':')
+                && ip.parse::<std::net::Ipv6Addr>().is_ok()
+                && port.parse::<u16>().is_ok_and(|port| port > 9)
+            {
+                return Err(refuse(format!("IPv6 needs brackets: write \"[{ip}]:{port}\"")));
+            }
             if text.parse::<std::net::Ipv6Addr>().is_ok() {
                 return Err(refuse(format!(
                     "IPv6 needs brackets and a port: write \"[{text}]:8080\""
@@ -1486,6 +1512,7 @@ pub enum WordOr<W, T> {
 }
 
 impl<W: Lower, T: Lower> Lower for WordOr<W, T> {
+    const UNIT: &'static str = T::UNIT;
     fn ty() -> Type {
         Type::Either(Box::new(T::ty()), Box::new(W::ty()))
     }
@@ -1608,5 +1635,11 @@ impl Lower for OutputPath {
 /// Where a path leads: (as opened, as shown to people).
 fn resolve(written: &str, span: Span, cx: &Cx<'_>) -> (PathBuf, PathBuf) {
     let shown = cx.out.sources.directory(span).join(written);
-    (cx.reader.rooted(&shown), shown)
+    let shown = std::path::absolute(&shown).unwrap_or(shown);
+    let opened = if std::path::Path::new(written).is_absolute() {
+        cx.reader.rooted(&shown)
+    } else {
+        shown.clone()
+    };
+    (opened, shown)
 }

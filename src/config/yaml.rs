@@ -221,7 +221,8 @@ impl Builder<'_> {
                     ScalarStyle::Literal | ScalarStyle::Folded => Style::Block,
                     _ => Style::Plain,
                 };
-                let kind = if text.is_empty() && style == Style::Plain {
+                // The parser says `~` where nothing stands.
+                let kind = if at.start() == at.end() && style == Style::Plain {
                     Kind::Empty
                 } else {
                     Kind::Scalar(Scalar {
@@ -473,7 +474,8 @@ fn explain(source: &Source, file: FileId, error: &ScanError) -> Diagnostic {
             if let Some(value) = value.filter(Value::needs_quotes) {
                 return value.quote();
             }
-            misaligned(source, file, offset).unwrap_or_else(|| {
+            let found = open_bracket(source, file, offset).or_else(|| misaligned(source, file, offset));
+            found.unwrap_or_else(|| {
                 let what = plain_words(kind);
                 Diagnostic::error("E0101", format!("this is not YAML: {what}")).at(here, "")
             })
@@ -562,43 +564,66 @@ fn misaligned(source: &Source, file: FileId, offset: usize) -> Option<Diagnostic
             continue;
         }
         let mine = indent(text);
-        let mut nearest: Option<usize> = None;
-        let mut level = usize::MAX;
+        // The columns in which the blocks that are open here start; `- a: 1` opens two.
+        let mut open: Vec<usize> = Vec::new();
         for above in (1..line).rev() {
             let text = source.line(above);
-            if !is_content(text) || indent(text) >= level {
+            let dash = indent(text);
+            let level = open.last().copied().unwrap_or(usize::MAX);
+            if !is_content(text) || dash >= level {
                 continue;
             }
-            level = indent(text);
-            if level == mine {
-                nearest = None;
-                break;
+            let rest = text.trim_start();
+            let content = text.len() - rest.trim_start_matches(['-', ' ']).len();
+            if rest.starts_with("- ") && content < level {
+                open.push(content);
             }
-            if nearest.is_none_or(|n| n.abs_diff(mine) > level.abs_diff(mine)) {
-                nearest = Some(level);
-            }
-            if level == 0 {
+            open.push(dash);
+            if dash == 0 {
                 break;
             }
         }
-        if let Some(sibling) = nearest {
+        let nearest = open.iter().copied().min_by_key(|level| level.abs_diff(mine));
+        if let Some(sibling) = nearest.filter(|level| *level != mine) {
+            // Deeper than the line above is a new block, not a wrong one.
             let start = source.text.len().min(line_start(source, line) + mine);
             let word = text.trim_start();
             let len = word.find([':', ' ']).unwrap_or(word.len()).max(1);
-            return Some(
-                Diagnostic::error(
-                    "E0101",
-                    format!(
-                        "this line starts in column {}, its siblings in column {}",
-                        mine + 1,
-                        sibling + 1
-                    ),
-                )
-                .at(
-                    Span::new(file, start, start + len),
-                    format!("align with column {}", sibling + 1),
-                ),
+            let message = format!(
+                "this line starts in column {}, its siblings in column {}",
+                mine + 1,
+                sibling + 1
             );
+            return Some(Diagnostic::error("E0101", message).at(
+                Span::new(file, start, start + len),
+                format!("align with column {}", sibling + 1),
+            ));
+        }
+    }
+    None
+}
+
+/// A bracket that is opened and not closed on the line of an error or shortly above it.
+fn open_bracket(source: &Source, file: FileId, offset: usize) -> Option<Diagnostic> {
+    let bad = source.position(offset).line;
+    for line in (bad.saturating_sub(3).max(1)..=bad).rev() {
+        let mut open: Vec<(usize, char)> = Vec::new();
+        let mut quote: Option<char> = None;
+        let start = line_start(source, line);
+        for (at, c) in source.line(line).char_indices() {
+            match (quote, c) {
+                (Some(q), c) if q == c => quote = None,
+                (Some(_), _) => {}
+                (None, '"' | '\'') => quote = Some(c),
+                (None, '#') => break,
+                (None, '[' | '{') => open.push((start + at, c)),
+                (None, ']' | '}') => drop(open.pop()),
+                _ => {}
+            }
+        }
+        if let Some((at, bracket)) = open.first() {
+            let here = Span::new(file, *at, at + 1);
+            return Some(unclosed(here, *bracket, source, file));
         }
     }
     None
@@ -669,5 +694,141 @@ impl<'a> Value<'a> {
 
     fn bare_star(&self) -> Diagnostic {
         bare_star(self.span, self.text.trim_start_matches('*'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::config::render::{self, Look};
+    use crate::config::{Reader, schema, show};
+
+    /// Pieces of which broken configurations are made.
+    const PIECES: [&str; 44] = [
+        "listeners:",
+        "routes:",
+        "clusters:",
+        "policies:",
+        "  web: 127.0.0.1:8080",
+        "  - cluster: app",
+        "  app:",
+        "    ",
+        "endpoints: [127.0.0.1:1]",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\t",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ": ",
+        "'",
+        "\"",
+        "*a",
+        "&a ",
+        "<<: ",
+        "!tag ",
+        "%x",
+        "#",
+        "---",
+        "|",
+        ">",
+        "${",
+        "${A:-b}",
+        "$$",
+        "off",
+        "null",
+        "~",
+        "5s",
+        "match: { path_regex: \"(\" }",
+        "timeout: ",
+        "retry: ",
+        "é",
+        "日本",
+        "\u{feff}",
+        "include: x.yaml",
+    ];
+
+    fn survives(bytes: &[u8]) {
+        let reader = Reader::new()
+            .with_variables([("A", "b")])
+            .with_root("/nonexistent");
+        let look = Look {
+            color: false,
+            width: 80,
+            hints: true,
+        };
+        match reader.read_bytes("x.yaml", bytes) {
+            Ok(document) => {
+                let _text = show::yaml(&document, None, true);
+                let _said = render::text(&document.diagnostics, look);
+            }
+            Err(diagnostics) => {
+                assert!(diagnostics.has_errors(), "refused for a reason");
+                let said = render::text(&diagnostics, look);
+                assert!(!said.is_empty());
+                let _json = render::json(&diagnostics);
+                let _github = render::github(&diagnostics);
+                let _sarif = render::sarif(&diagnostics);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn arbitrary_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            survives(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_text_is_answered(text in "\\PC{0,200}") {
+            survives(text.as_bytes());
+        }
+
+        #[test]
+        fn pieces_of_configurations_are_answered(pieces in proptest::collection::vec(0..PIECES.len(), 0..40)) {
+            let text: String = pieces.iter().filter_map(|piece| PIECES.get(*piece)).copied().collect();
+            survives(text.as_bytes());
+        }
+
+        #[test]
+        fn a_damaged_configuration_is_answered(at in 0_usize..400, piece in 0..PIECES.len(), cut in 0_usize..30) {
+            let good = include_str!("../../config/edge-tls.yaml");
+            let at = (at * good.len() / 400).min(good.len());
+            let end = (at + cut).min(good.len());
+            let piece = PIECES.get(piece).copied().unwrap_or("");
+            if let (Some(head), Some(tail)) = (good.get(..at), good.get(end..)) {
+                survives(format!("{head}{piece}{tail}").as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn ten_thousand_routes_are_read() {
+        let mut text =
+            "listeners: { web: \":8080\" }\nclusters: { app: { endpoints: [127.0.0.1:1] } }\nroutes:\n"
+                .to_owned();
+        for n in 0..10_000 {
+            text.push_str(&format!(
+                "  - {{ name: r{n}, match: {{ path_prefix: /r{n} }}, cluster: app, timeout: 3s }}\n"
+            ));
+        }
+        let document = Reader::new()
+            .read_bytes("x.yaml", text.as_bytes())
+            .expect("valid");
+        assert_eq!(document.effective.policies.len(), 10_000);
+    }
+
+    #[test]
+    fn every_default_is_accepted_by_its_own_parser() {
+        for table in crate::config::tables() {
+            assert!(!table.rows.is_empty(), "{}", table.name);
+        }
+        assert!(schema::json_schema().get("$defs").is_some());
     }
 }
