@@ -171,7 +171,8 @@ pub fn load(named: Option<&Path>) -> Result<(Document, String), Failure> {
     if named == Some(Path::new("-")) {
         let mut bytes = Vec::new();
         let limit = u64::try_from(crate::config::yaml::MAX_BYTES + 1).unwrap_or(u64::MAX);
-        if let Err(error) = std::io::stdin().lock().take(limit).read_to_end(&mut bytes) {
+        let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+        if let Err(error) = read {
             let diagnostic =
                 Diagnostic::error("E0606", "standard input cannot be read").note(error.to_string());
             return Err(missing(diagnostic));

@@ -63,7 +63,7 @@ fn value_of(inner: &str, span: Span, cx: &Cx<'_>) -> Result<String, (String, Str
         let path = if std::path::Path::new(written).is_absolute() {
             cx.reader.rooted(&shown)
         } else {
-            shown.clone()
+            shown
         };
         return match cx.reader.bytes(&path, MAX_FILE) {
             Ok(bytes) => match String::from_utf8(bytes) {

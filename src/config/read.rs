@@ -89,7 +89,7 @@ impl Reader {
     /// Everything that is wrong, at once.
     pub fn read_as(&self, name: &str, path: &Path) -> Result<Document, Diagnostics> {
         match self.bytes(path, yaml::MAX_BYTES + 1) {
-            Ok(bytes) => self.document(name, Some(path.to_path_buf()), &bytes),
+            Ok(bytes) => self.document(name, Some(path), &bytes),
             Err(why) => {
                 let mut out = Diagnostics::new(Sources::default());
                 out.push(
@@ -110,7 +110,7 @@ impl Reader {
         self.document(name, None, bytes)
     }
 
-    fn document(&self, name: &str, path: Option<PathBuf>, bytes: &[u8]) -> Result<Document, Diagnostics> {
+    fn document(&self, name: &str, path: Option<&Path>, bytes: &[u8]) -> Result<Document, Diagnostics> {
         let mut out = Diagnostics::default();
         let Some(root) = Files {
             reader: self,
@@ -208,8 +208,8 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn load(&mut self, name: String, path: Option<PathBuf>, bytes: &[u8]) -> Option<Node> {
-        let file = self.text(name, path.clone(), bytes)?;
+    fn load(&mut self, name: String, path: Option<&Path>, bytes: &[u8]) -> Option<Node> {
+        let file = self.text(name, path.map(Path::to_path_buf), bytes)?;
         let node = yaml::parse(file, self.out);
         let node = match node {
             Some(Node {
@@ -234,7 +234,7 @@ impl Files<'_> {
                 return None;
             }
             if let Some((key, include)) = entries.iter().find(|(key, _)| &*key.name == "include") {
-                self.open.extend(path.as_deref().map(canonical));
+                self.open.extend(path.map(canonical));
                 let combined = self.include(key, include, entries.to_vec());
                 self.open.pop();
                 return Some(Node {
@@ -342,7 +342,7 @@ impl Files<'_> {
             }
             for path in found {
                 if let Some(more) = self.one(&pattern, &path) {
-                    add(&mut entries, more);
+                    add(&mut entries, &more);
                 }
             }
         }
@@ -388,7 +388,7 @@ impl Files<'_> {
                 return None;
             }
         };
-        match self.load(shown, Some(path.to_path_buf()), &bytes)?.kind {
+        match self.load(shown, Some(path), &bytes)?.kind {
             Kind::Map(entries) => Some(entries),
             _ => {
                 let file = self.out.sources.iter().count().saturating_sub(1);
@@ -407,7 +407,7 @@ fn canonical(path: &Path) -> PathBuf {
 
 /// Puts the entries of an included file beside those that are there: maps merge, lists are appended, all else is kept
 /// twice for the reader of the block to complain about.
-fn add(entries: &mut Vec<(Key, Node)>, more: Rc<[(Key, Node)]>) {
+fn add(entries: &mut Vec<(Key, Node)>, more: &[(Key, Node)]) {
     for (key, node) in more.iter() {
         if matches!(&*key.name, "version" | "include") || key.name.starts_with("x-") {
             continue;

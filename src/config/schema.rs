@@ -120,7 +120,7 @@ fn of(ty: &Type, range: Option<(u32, u32)>) -> Value {
             }
             json!({ "anyOf": [number, filled_in()] })
         }
-        Type::Text { pattern: "", .. } => json!({ "type": ["string", "number", "boolean"] }),
+        Type::Any | Type::Text { pattern: "", .. } => json!({ "type": ["string", "number", "boolean"] }),
         Type::Text { pattern, example, .. } => json!({
             "type": ["string", "number"], "pattern": format!("({pattern})|\\$\\{{"), "examples": [example],
         }),
@@ -133,7 +133,6 @@ fn of(ty: &Type, range: Option<(u32, u32)>) -> Value {
             }));
             json!({ "anyOf": [{ "enum": all }, filled_in()] })
         }
-        Type::Any => json!({ "type": ["string", "number", "boolean"] }),
         Type::Off(inner) => json!({ "anyOf": [{ "enum": ["off", false] }, of(inner, range)] }),
         Type::Either(a, b) => json!({ "anyOf": [of(a, range), of(b, range)] }),
         Type::Many(inner) => {

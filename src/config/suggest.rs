@@ -142,10 +142,9 @@ pub fn object_in(ty: &Type) -> Option<fn() -> Table> {
 #[must_use]
 pub fn singular(field: &str) -> &str {
     match field {
-        "clusters" => "cluster",
         "listeners" => "listener",
         "policies" => "policy",
-        "weighted_clusters" => "cluster",
+        "clusters" | "weighted_clusters" => "cluster",
         "headers" | "set" | "add" => "header",
         "query" => "parameter",
         "labels" => "label",

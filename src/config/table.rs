@@ -370,10 +370,9 @@ impl Type {
     pub fn example(&self) -> String {
         match self {
             Self::Bool => "true".to_owned(),
-            Self::Int => "1".to_owned(),
+            Self::Int | Self::Any => "1".to_owned(),
             Self::Text { example, .. } => (*example).to_owned(),
             Self::Words(words) => words.first().copied().unwrap_or("").to_owned(),
-            Self::Any => "1".to_owned(),
             Self::Off(inner) | Self::Many(inner) => inner.example(),
             Self::Either(a, _) => a.example(),
             Self::List(inner) => format!("[{}]", inner.example()),

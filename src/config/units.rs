@@ -15,8 +15,13 @@ use super::table::{Cx, Lower, Shown, Type, words};
 use super::yaml::{Kind, Node};
 
 /// What a parser says about a text it does not accept.
+///
+/// Boxed, because a parser that succeeds should not pay for it.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct Refusal(Box<Said>);
+
+#[derive(Debug)]
+struct Said {
     code: &'static str,
     message: String,
     label: String,
@@ -28,17 +33,18 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(code: &'static str, message: impl Into<String>, label: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Said {
             code,
             message: message.into(),
             label: label.into(),
             help: None,
             note: None,
             part: None,
-        }
+        }))
     }
+
     fn note(mut self, text: impl Into<String>) -> Self {
-        self.note = Some(text.into());
+        self.0.note = Some(text.into());
         self
     }
 }
@@ -79,7 +85,7 @@ impl<T: Scalar> Lower for T {
         let text = text(node, &T::text_type(), cx)?;
         match T::parse(&text) {
             Ok(value) => Some(value),
-            Err(refusal) => {
+            Err(Refusal(refusal)) => {
                 let at = refusal.part.map_or(node.span, |(from, to)| {
                     interpolate::locate(node, &text, from, to, cx.out)
                 });
@@ -748,7 +754,7 @@ impl Scalar for Address {
                         format!("port {port} does not exist"),
                         "ports are 1 to 65535",
                     );
-                    refusal.part = Some((from, text.len()));
+                    refusal.0.part = Some((from, text.len()));
                     Err(refusal)
                 }
             },
@@ -1281,7 +1287,7 @@ impl Scalar for UrlPath {
                 format!("`{text}` is not a path"),
                 "this cannot stand in a path; percent-encode it",
             );
-            refusal.part = Some((at, at + 1));
+            refusal.0.part = Some((at, at + 1));
             return Err(refusal);
         }
         Ok(Self(text.to_owned()))
@@ -1368,8 +1374,8 @@ impl Scalar for Pattern {
         };
         let (label, help) = explain_regex(&what);
         let mut refusal = Refusal::new("E0307", format!("the regex does not compile: {what}"), label);
-        refusal.part = span.map(|(from, to)| (from, to.max(from + 1)));
-        refusal.help = help.map(str::to_owned);
+        refusal.0.part = span.map(|(from, to)| (from, to.max(from + 1)));
+        refusal.0.help = help.map(str::to_owned);
         Err(refusal)
     }
     fn written(&self) -> String {

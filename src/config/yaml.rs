@@ -161,9 +161,7 @@ pub fn parse(file: FileId, out: &mut Diagnostics) -> Option<Node> {
                             .at(at, "remove it; quote the value if it is text"),
                     );
                 }
-                if builder.take(event, at).is_none() {
-                    return None;
-                }
+                builder.take(event, at)?;
             }
             Err(error) => {
                 let problem = explain(&source, file, &error);
@@ -175,12 +173,15 @@ pub fn parse(file: FileId, out: &mut Diagnostics) -> Option<Node> {
     builder.root
 }
 
+/// The entries of a map so far, and the key whose value comes next.
+type OpenMap = (Vec<(Key, Node)>, Option<Key>);
+
 /// A collection whose end has not come yet.
 struct Open {
     start: Span,
     anchor: usize,
     list: Vec<Node>,
-    map: Option<(Vec<(Key, Node)>, Option<Key>)>,
+    map: Option<OpenMap>,
 }
 
 struct Builder<'a> {
@@ -271,12 +272,7 @@ impl Builder<'_> {
         Some(())
     }
 
-    fn begin(
-        &mut self,
-        start: Span,
-        anchor: usize,
-        map: Option<(Vec<(Key, Node)>, Option<Key>)>,
-    ) -> Option<()> {
+    fn begin(&mut self, start: Span, anchor: usize, map: Option<OpenMap>) -> Option<()> {
         if self.open.len() >= MAX_DEPTH {
             self.out.push(
                 Diagnostic::error("E0109", format!("nested deeper than {MAX_DEPTH} levels")).at(start, ""),
@@ -322,13 +318,13 @@ impl Builder<'_> {
                     *pending = Some(Key {
                         name: scalar.text,
                         span: node.span,
-                    })
+                    });
                 }
                 Kind::Empty => {
                     *pending = Some(Key {
                         name: "".into(),
                         span: node.span,
-                    })
+                    });
                 }
                 Kind::List(_) | Kind::Map(_) => {
                     self.out
@@ -613,12 +609,11 @@ fn open_bracket(source: &Source, file: FileId, offset: usize) -> Option<Diagnost
         for (at, c) in source.line(line).char_indices() {
             match (quote, c) {
                 (Some(q), c) if q == c => quote = None,
-                (Some(_), _) => {}
                 (None, '"' | '\'') => quote = Some(c),
                 (None, '#') => break,
                 (None, '[' | '{') => open.push((start + at, c)),
                 (None, ']' | '}') => drop(open.pop()),
-                _ => {}
+                (Some(_) | None, _) => {}
             }
         }
         if let Some((at, bracket)) = open.first() {

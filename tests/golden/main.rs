@@ -4,6 +4,8 @@
 //! `expected.json`. `options` may say `every-block` (accept what this version does not perform), `hints`, or
 //! `env NAME=VALUE`. `BLESS=1 cargo test --test golden` writes the expected files; the difference is read in review.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a helper of a test fails the test")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
