@@ -10,11 +10,18 @@
 //! Invariants: a request that changes something is refused unless it could not have come from a web page; no answer
 //! holds a secret; everything that is kept per operator (connections, streams, overrides) has a limit.
 
+mod events;
+mod explain;
 pub mod guard;
+mod inspect;
+mod operate;
+mod overrides;
 mod probes;
 mod problem;
 mod readiness;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,9 +30,12 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use tokio::sync::{mpsc, oneshot};
+use axum::routing::{get, post, put};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub use explain::{Candidate, Explanation, Found, Near, Question, QuestionError, Skipped, Values, explain};
 pub use guard::{Security, Token};
+pub use inspect::{ActionView, Share};
 pub use readiness::Readiness;
 pub use serve::serve;
 
@@ -58,6 +68,25 @@ pub struct Context {
     pub started: SystemTime,
     /// What runs here.
     pub build: BuildInfo,
+    /// What the API keeps for itself; starts empty.
+    pub kept: Kept,
+}
+
+/// What the API keeps from one request to another.
+#[derive(Debug)]
+pub struct Kept {
+    overrides: overrides::Overrides,
+    /// Places for live readers of events.
+    streams: Arc<Semaphore>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            overrides: overrides::Overrides::default(),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        }
+    }
 }
 
 /// The configuration in force in its long form, secrets masked. Comes from `config::show`.
@@ -142,10 +171,33 @@ pub enum ReloadOutcome {
 
 /// Most bytes of a request's content.
 const MAX_BODY: usize = 64 * 1024;
+/// Live readers of events at once.
+const MAX_STREAMS: usize = 50;
 
 /// All of it: probes, metrics and the API.
 pub fn router(context: &Arc<Context>) -> Router {
-    let router = probes::routes(&context.metrics_path);
+    let api = Router::new()
+        .route("/", get(inspect::index))
+        .route("/listeners", get(inspect::listeners))
+        .route("/routes", get(inspect::routes))
+        .route("/clusters", get(inspect::clusters))
+        .route("/clusters/{cluster}", get(inspect::cluster))
+        .route("/clusters/{cluster}/endpoints", get(inspect::endpoints))
+        .route(
+            "/clusters/{cluster}/endpoints/{address}/override",
+            put(operate::set_override).delete(operate::end_override),
+        )
+        .route("/config", get(inspect::config))
+        .route("/events", get(events::events))
+        .route("/explain", post(operate::explain))
+        .route("/reload", post(operate::reload))
+        .route("/drain", post(operate::drain))
+        .route("/undrain", post(operate::undrain))
+        .route("/log", get(inspect::log).put(operate::log));
+    let router = probes::routes(&context.metrics_path)
+        .route("/", get(inspect::index))
+        .route("/quitquitquit", post(operate::quit))
+        .nest("/api/v1", api);
     finish(router, context)
         .layer(middleware::from_fn_with_state(Arc::clone(context), guard::check))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(
@@ -163,7 +215,9 @@ pub fn public_router(context: &Arc<Context>) -> Router {
 
 fn finish(router: Router<Arc<Context>>, context: &Arc<Context>) -> Router {
     router
-        .fallback(|| async { Problem::new(404, "there is nothing at this path") })
+        .fallback(|| async {
+            Problem::new(404, "there is nothing at this path").help("GET /api/v1 lists what there is")
+        })
         .method_not_allowed_fallback(|| async { Problem::new(405, "this path does not take that method") })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(Arc::clone(context))

@@ -108,6 +108,11 @@ impl Table {
         self.settings.is_empty()
     }
 
+    /// What one route wants, for people.
+    pub fn settings(&self, index: usize) -> Option<&MatchSettings> {
+        self.settings.get(index)
+    }
+
     /// Why one route does not match, or `None` when it does. For `explain`; not for the request path.
     pub fn mismatch(&self, index: usize, view: &RequestView<'_>) -> Option<Mismatch> {
         self.settings

@@ -49,6 +49,12 @@ impl WeightedSplit {
         }
     }
 
+    /// The share of one choice, 0.0 to 1.0, for people.
+    pub fn share(&self, index: usize) -> f64 {
+        let weight = self.choices.get(index).map_or(0, |choice| choice.weight);
+        f64::from(weight) / self.total as f64
+    }
+
     /// The choice for a uniform random draw.
     pub fn by_draw(&self, draw: u64) -> usize {
         // The high half of the product is uniform in 0..total without a division.
