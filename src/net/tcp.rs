@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
@@ -143,6 +144,26 @@ impl Bound {
             Self::Unix(listener) => listener
                 .local_addr()
                 .map(|address| unix_address(address.as_pathname())),
+        }
+    }
+
+    /// The same socket once more: both accept from one queue, and it closes when both are gone.
+    ///
+    /// # Errors
+    /// What the kernel said, such as having no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
+        }
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
         }
     }
 }
@@ -492,7 +513,6 @@ pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn local(port: u16) -> SocketAddress {
