@@ -37,7 +37,8 @@ The examples in [`config/`](../config) are the quickest way in. Rules of the for
 
 In the tables: `A | B` either; `T+` one or a list; `[T]` a list; `{T}` a map by name; `—` not set.
 
-A block marked *not in this version* is read and checked, and refused at its line when it is written.
+What this version knows and does not perform yet is read, checked and then refused at its line (E0610): nothing that is
+written is ever silently ignored.
 ";
 
 /// The reference.

@@ -129,7 +129,7 @@ pub fn one(diagnostic: &Diagnostic, sources: &Sources, look: Look) -> String {
         let said = paint.put(if mark.primary { tone } else { Tone::Blue }, &said);
         let _infallible = writeln!(out, "{} {}{said}", bar(""), " ".repeat(row.indent));
     }
-    for (word, text) in [("help", &diagnostic.help), ("note", &diagnostic.note)] {
+    for (word, text) in [("note", &diagnostic.note), ("help", &diagnostic.help)] {
         if let Some(text) = text {
             let sign = paint.put(Tone::Blue, "=");
             let word = paint.put(Tone::Bold, &format!("{word}:"));

@@ -4,7 +4,11 @@
 //! `expected.json`. `options` may say `every-block` (accept what this version does not perform), `hints`, or
 //! `env NAME=VALUE`. `BLESS=1 cargo test --test golden` writes the expected files; the difference is read in review.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a helper of a test fails the test")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of a test fails the test"
+)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -224,4 +228,62 @@ fn the_schema_is_current() {
     ) {
         panic!("run `BLESS=1 cargo test --test golden`\n{difference}");
     }
+}
+
+#[test]
+fn no_file_says_where_it_looked() {
+    let said = render::one(&check::no_file(), &Default::default(), Look::default());
+    let expected = "\
+error[E0606]: no configuration file
+   = note: looked at: ./bellwether.yaml, /etc/bellwether/bellwether.yaml
+   = help: `bellwether init --to 127.0.0.1:9001 > bellwether.yaml` writes one; `bellwether demo` needs none
+";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn tools_get_their_own_forms() {
+    let text = "listeners: { web: \":8080\" }\nroutes: [{ cluster: ap }]\nclusters: { app: { endpoints: [127.0.0.1:1] } }\n";
+    let diagnostics = Reader::new()
+        .read_bytes("a,b.yaml", text.as_bytes())
+        .expect_err("refused");
+    let github = render::github(&diagnostics);
+    let first = github.lines().next().expect("a line");
+    assert_eq!(
+        first,
+        "::error title=E0401,file=a%2Cb.yaml,line=2,col=21,endColumn=23::route `route-1` sends to cluster `ap`, which \
+         does not exist: did you mean `app`?%0Anote: clusters in this file: app"
+    );
+    let sarif = render::sarif(&diagnostics);
+    assert_eq!(sarif["version"], "2.1.0");
+    let result = &sarif["runs"][0]["results"][0];
+    assert_eq!(result["ruleId"], "E0401");
+    assert_eq!(
+        result["locations"][0]["physicalLocation"]["region"]["startColumn"],
+        20
+    );
+}
+
+#[test]
+fn colours_change_nothing_but_the_colour() {
+    let diagnostics = Reader::new()
+        .read_bytes("x.yaml", b"listeners: 1\nroutes: [{ cluster: a }]\n")
+        .expect_err("refused");
+    let plain = render::text(&diagnostics, Look::default());
+    let colored = render::text(
+        &diagnostics,
+        Look {
+            color: true,
+            ..Look::default()
+        },
+    );
+    assert!(colored.contains("\u{1b}[1;31merror[E0203]"));
+    let mut stripped = String::new();
+    let mut rest = colored.as_str();
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        stripped.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    stripped.push_str(rest);
+    assert_eq!(stripped, plain);
 }
