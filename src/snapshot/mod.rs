@@ -7,6 +7,7 @@
 pub mod blueprint;
 pub mod cell;
 pub mod compile;
+pub mod diff;
 pub mod registry;
 pub mod route;
 
@@ -18,6 +19,7 @@ pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, Rou
 
 pub use blueprint::with_members;
 pub use compile::{Compiled, Plan, check_restart_only, compile, dry_run};
+pub use diff::{Difference, Outline};
 pub use registry::Registry;
 
 use crate::cluster::Cluster;

@@ -129,6 +129,7 @@ pub fn compile(
             log: telemetry.log,
             access_output: telemetry.access_output,
             runtime: runtime(document),
+            outline: super::diff::Outline::of(document),
             profile: document.config.profile.value,
             files: document
                 .diagnostics

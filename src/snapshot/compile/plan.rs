@@ -12,6 +12,7 @@ use crate::cluster::probe;
 use crate::config;
 use crate::net::Address;
 use crate::net::tls::{Changed, ClientTls, ServerTls, TlsProblem};
+use crate::snapshot::diff::Outline;
 use crate::telemetry::{AccessOutput, LogFormat, LogLevel};
 
 /// Everything the supervisor needs to know.
@@ -37,6 +38,8 @@ pub struct Plan {
     pub profile: config::Profile,
     /// The files the configuration was read from; included ones too.
     pub files: Vec<PathBuf>,
+    /// What the next reload is compared with.
+    pub outline: Outline,
 }
 
 /// A source of members. Equal tasks need no restart.
