@@ -108,6 +108,10 @@ pub struct Retry {
 
 /// What may be tried again.
 #[derive(Debug, Clone, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one per word of `retry_on`, in any combination"
+)]
 pub struct RetryOn {
     /// No connection.
     pub connect_failure: bool,

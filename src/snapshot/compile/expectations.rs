@@ -303,12 +303,11 @@ fn operation_of(
     let operation = document.effective.policies.get(at)?.operation.value;
     Some(match operation {
         Operation::Read => ReadOrWrite::Read,
-        Operation::Write => ReadOrWrite::Write,
         Operation::Auto
             if [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&asks.method) =>
         {
             ReadOrWrite::Read
         }
-        Operation::Auto => ReadOrWrite::Write,
+        Operation::Write | Operation::Auto => ReadOrWrite::Write,
     })
 }

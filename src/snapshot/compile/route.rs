@@ -141,36 +141,22 @@ fn matches(written: &Sp<written::RouteMatch>, cx: &mut Context<'_>) -> Option<Ma
 }
 
 fn path_match(written: &written::RouteMatch, cx: &mut Context<'_>) -> Option<PathMatch> {
-    if let Some(paths) = &written.path {
-        let found = PathMatch::exact(normalised(paths, cx)?);
-        return found
-            .map_err(|error| {
-                cx.error(
-                    "E0316",
-                    "this path could never match",
-                    paths.span,
-                    error.to_string(),
-                )
-            })
-            .ok();
-    }
-    if let Some(prefixes) = &written.path_prefix {
-        let found = PathMatch::prefix(normalised(prefixes, cx)?);
-        return found
-            .map_err(|error| {
-                cx.error(
-                    "E0316",
-                    "this path could never match",
-                    prefixes.span,
-                    error.to_string(),
-                )
-            })
-            .ok();
-    }
-    if let Some(pattern) = &written.path_regex {
+    let (found, at) = if let Some(paths) = &written.path {
+        (PathMatch::exact(normalised(paths, cx)?), paths.span)
+    } else if let Some(prefixes) = &written.path_prefix {
+        (PathMatch::prefix(normalised(prefixes, cx)?), prefixes.span)
+    } else if let Some(pattern) = &written.path_regex {
         return pattern_of(pattern, cx).map(PathMatch::Regex);
+    } else {
+        return Some(PathMatch::Any);
+    };
+    match found {
+        Ok(found) => Some(found),
+        Err(error) => {
+            cx.error("E0316", "this path could never match", at, error.to_string());
+            None
+        }
     }
-    Some(PathMatch::Any)
 }
 
 /// Paths in the one spelling that requests are put into.

@@ -60,9 +60,8 @@ fn access_log(written: &written::AccessLog, cx: &Context<'_>) -> (AccessSettings
     let settings = AccessSettings {
         format: match written.format.value {
             written::LogFormat::Text => AccessFormat::Text,
-            written::LogFormat::Json => AccessFormat::Json,
             written::LogFormat::Auto if is_terminal => AccessFormat::Text,
-            written::LogFormat::Auto => AccessFormat::Json,
+            written::LogFormat::Json | written::LogFormat::Auto => AccessFormat::Json,
         },
         only: match written.only.value {
             written::LogOnly::All => AccessFilter::All,
