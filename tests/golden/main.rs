@@ -260,7 +260,7 @@ fn tools_get_their_own_forms() {
     assert_eq!(result["ruleId"], "E0401");
     assert_eq!(
         result["locations"][0]["physicalLocation"]["region"]["startColumn"],
-        20
+        21
     );
 }
 
