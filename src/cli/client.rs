@@ -443,3 +443,101 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     crate::config::units::Scalar::parse(text)
         .map_err(|_refusal| "write a duration with a unit, like 60s".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::{get, post};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+
+    fn at(url: &str) -> Result<Client, Failure> {
+        Client::find(&AdminArgs {
+            admin: Some(url.to_owned()),
+            ..AdminArgs::default()
+        })
+    }
+
+    #[test]
+    fn an_address_is_taken_in_three_forms() {
+        for (given, shown) in [
+            ("http://127.0.0.1:9900", "http://127.0.0.1:9900"),
+            ("http://localhost:9900/", "http://localhost:9900"),
+            ("[::1]:9900", "http://[::1]:9900"),
+            ("unix:/run/a.sock", "unix:/run/a.sock"),
+        ] {
+            assert_eq!(at(given).unwrap().url(), shown);
+        }
+        for wrong in ["ftp://a:1", "localhost", "http://", "unix:"] {
+            assert_eq!(at(wrong).unwrap_err().code, 2, "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn when_nobody_answers_it_says_what_was_tried_and_how_to_start() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = at(&format!("http://{address}")).unwrap();
+        let failure = client.get("/api/v1").await.unwrap_err();
+        assert_eq!(failure.code, 5);
+        let start = format!("error: no proxy answers at http://{address}\n  = note: ");
+        assert!(failure.text.starts_with(&start), "{}", failure.text);
+        assert!(failure.text.contains("Connection refused") && failure.text.contains("address from --admin"));
+        assert!(failure.text.contains("`bellwether run`"));
+        let failure = poll(&client, "/readyz", Duration::from_millis(1), "waiting", |_| true)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.code, 6);
+    }
+
+    #[tokio::test]
+    async fn a_change_carries_what_the_listener_asks_for() {
+        let echo = async |headers: http::HeaderMap| {
+            let field = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            axum::Json(json!([
+                field("x-bellwether-admin"),
+                field("content-type"),
+                field("authorization"),
+                field("host"),
+            ]))
+        };
+        let refuse = async || {
+            (
+                StatusCode::CONFLICT,
+                axum::Json(json!({"detail": "no", "help": "ask later"})),
+            )
+        };
+        let router = Router::new()
+            .route("/change", post(echo))
+            .route("/look", get(echo))
+            .route("/refuse", get(refuse));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let _server = AbortOnDropHandle::new(tokio::spawn(async move {
+            axum::serve(listener, router).await.unwrap();
+        }));
+        let mut client = at(&address).unwrap();
+        client.token = Some("s3cret".to_owned());
+        let changed = client
+            .send("POST", "/change", None)
+            .await
+            .unwrap()
+            .done()
+            .unwrap();
+        assert_eq!(
+            changed,
+            json!(["1", "application/json", "Bearer s3cret", address])
+        );
+        let looked = client.get("/look").await.unwrap().done().unwrap();
+        assert_eq!(looked, json!([null, null, "Bearer s3cret", address]));
+        let refused = client.get("/refuse").await.unwrap().done().unwrap_err();
+        assert_eq!(
+            (refused.code, &*refused.text),
+            (1, "error: no\n  = help: ask later\n")
+        );
+    }
+}
