@@ -1,5 +1,336 @@
 //! The composition root: every long-lived object is made here, once, visibly.
+//!
+//! Two kinds of threads: workers, one runtime each, that serve requests and share nothing that has to be locked on the
+//! way; and one control runtime for everything else. [`start`] makes all of it from a configuration.
 
+pub mod report;
+pub mod sockets;
+pub mod supervisor;
 pub mod systemd;
 pub mod upgrade;
 pub mod watch;
+pub mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use bellwether_core::Dice;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Context, Readiness};
+use crate::cluster::discovery::dns;
+use crate::config::Document;
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
+use crate::net::clock::Clock;
+use crate::net::tcp::{self, ConnectOptions, ListenOptions};
+use crate::net::{Address, SocketAddress};
+use crate::server::listener::Load;
+use crate::snapshot::cell::Cell;
+use crate::snapshot::compile;
+use crate::snapshot::registry::Registry;
+use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink};
+use sockets::Sockets;
+pub use supervisor::{Ended, Load as Source, Signal};
+use supervisor::{Inbox, Outbox, Supervisor, Tasks};
+
+/// What a process is started with.
+pub struct Options {
+    /// The first configuration, read and without errors.
+    pub document: Document,
+    /// Reads it again.
+    pub source: Source,
+    /// Changes the level of the log.
+    pub log: LogControl,
+    /// The one number that all chance comes from.
+    pub seed: u64,
+    /// Sockets from a predecessor or from systemd.
+    pub sockets: Sockets,
+    /// Signals.
+    pub signals: mpsc::Receiver<Signal>,
+    /// When the process began, for the banner.
+    pub began: Instant,
+}
+
+/// A process that serves.
+pub struct Running {
+    /// Drives it; ends with it.
+    pub supervisor: Supervisor,
+    /// Where listeners really listen, by name.
+    pub listeners: Vec<(Arc<str>, SocketAddress)>,
+    /// Where operators are served.
+    pub admin: Option<SocketAddress>,
+    /// What is in force, in words.
+    pub banner: String,
+    /// Ends the operators' listeners.
+    pub operators: CancellationToken,
+}
+
+/// Why a process did not start. Nothing of it is left.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// What is wrong.
+    pub diagnostics: Diagnostics,
+    /// 3 for the configuration, 4 for the machine.
+    pub code: u8,
+}
+
+/// Starts everything. Runs on the control runtime.
+///
+/// # Errors
+/// Everything that is wrong with the configuration, or what the machine refuses.
+pub async fn start(options: Options) -> Result<Running, NotStarted> {
+    let Options {
+        document,
+        source,
+        log,
+        seed,
+        mut sockets,
+        signals,
+        began,
+    } = options;
+    let mut diagnostics = document.diagnostics.clone();
+    let clock = Clock::start();
+    let recorder = Arc::new(Recorder::new(compile::recorder_settings(&document)));
+    let registry = Registry::new(Arc::clone(&recorder), clock);
+    let Some(compiled) = compile::compile(&document, &registry, 1, &mut diagnostics) else {
+        return Err(NotStarted { diagnostics, code: 3 });
+    };
+    let compile::Compiled { snapshot, plan } = compiled;
+    supervisor::configure(&recorder, &plan);
+    let workers = plan.runtime.worker_threads;
+    // Descriptors are the first thing a busy proxy runs out of; what the hard limit allows is taken.
+    if let Err(error) = tcp::raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let refused = |diagnostics: Diagnostics| NotStarted { diagnostics, code: 4 };
+    let Some(fresh) = supervisor::bind(
+        &mut sockets,
+        &snapshot.listeners,
+        workers,
+        &document,
+        &mut diagnostics,
+    ) else {
+        return Err(refused(diagnostics));
+    };
+    let access = match Sink::open(plan.access_output.clone().unwrap_or(AccessOutput::Stdout)) {
+        Ok(sink) => AccessLog::start(sink, recorder.process()),
+        Err(error) => Err(error),
+    };
+    let access = match access {
+        Ok(access) => Arc::new(access),
+        Err(error) => {
+            return Err(refused(machine(
+                diagnostics,
+                "the access log cannot be written",
+                &error,
+            )));
+        }
+    };
+    let cell = Arc::new(Cell::new(Arc::new(snapshot)));
+    let mut dice = Dice::new(seed);
+    let parts = worker::Parts {
+        cell: Arc::clone(&cell),
+        clock,
+        log: Arc::clone(&access),
+        metrics: recorder.process(),
+        load: Arc::new(Load::new(workers)),
+    };
+    let handles = match worker::start(workers, &parts, &mut dice) {
+        Ok(handles) => handles,
+        Err(error) => {
+            return Err(refused(machine(
+                diagnostics,
+                "a worker could not be started",
+                &error,
+            )));
+        }
+    };
+    let (control, commands) = mpsc::channel(16);
+    let events = Arc::new(Events::default());
+    let context = Arc::new(Context {
+        cell: Arc::clone(&cell),
+        recorder: Arc::clone(&recorder),
+        events: Arc::clone(&events),
+        log,
+        readiness: Arc::new(Readiness::default()),
+        control,
+        security: ArcSwap::from_pointee(report::security(plan.admin.as_ref())),
+        config: ArcSwap::from_pointee(report::config_text(&document)),
+        metrics_path: plan
+            .metrics
+            .as_ref()
+            .map_or_else(|| "/metrics".to_owned(), |metrics| metrics.path.to_string()),
+        started: SystemTime::now(),
+        build: BuildInfo::default(),
+        kept: admin::Kept::default(),
+    });
+    let operators = CancellationToken::new();
+    let admin = match serve_operators(&plan, &context, &operators, &document, &mut diagnostics) {
+        Some(admin) => admin,
+        None => return Err(refused(diagnostics)),
+    };
+    let (outbox, inbox) = channels(commands, signals);
+    let mut supervisor = Supervisor {
+        load: source,
+        registry,
+        clock,
+        dice,
+        cell,
+        workers: handles,
+        sockets,
+        plan,
+        events,
+        admin: context,
+        log: access,
+        resolver: Arc::new(dns::Resolver::default()),
+        tasks: Tasks::default(),
+        inbox,
+        outbox,
+    };
+    supervisor.begin(fresh);
+    let snapshot = supervisor.cell.load();
+    let listeners = snapshot
+        .listeners
+        .iter()
+        .filter_map(|listener| {
+            Some((
+                Arc::clone(&listener.name),
+                supervisor.sockets.of(&listener.name)?.local.clone(),
+            ))
+        })
+        .collect();
+    let main = document.diagnostics.sources.iter().next();
+    let banner = report::banner(
+        &snapshot,
+        &supervisor.plan,
+        &supervisor.sockets,
+        admin
+            .as_ref()
+            .map(|address| admin_url(address, supervisor.plan.admin.as_ref()))
+            .as_deref(),
+        main.map_or("", |source| &source.name),
+        main.map_or(0, crate::config::diagnostic::Source::lines),
+        began.elapsed(),
+    );
+    Ok(Running {
+        supervisor,
+        listeners,
+        admin,
+        banner,
+        operators,
+    })
+}
+
+fn admin_url(address: &SocketAddress, settings: Option<&compile::AdminSettings>) -> String {
+    let scheme = if settings.is_some_and(|settings| settings.tls.is_some()) {
+        "https"
+    } else {
+        "http"
+    };
+    match address {
+        SocketAddress::Ip(address) => format!("{scheme}://{address}"),
+        SocketAddress::Unix(_) => address.to_string(),
+    }
+}
+
+/// Opens the operators' listener, and the one that only shows metrics. The inner value is none when it is off.
+#[expect(clippy::option_option, reason = "off is not refused")]
+fn serve_operators(
+    plan: &compile::Plan,
+    context: &Arc<Context>,
+    cancel: &CancellationToken,
+    document: &Document,
+    diagnostics: &mut Diagnostics,
+) -> Option<Option<SocketAddress>> {
+    let mut open = |what: &str, address: &Address, span: Span| match listen(address) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            let mut diagnostic =
+                Diagnostic::error("E0603", format!("{what} cannot use {address}: {error}")).at(span, "");
+            if error.kind() == io::ErrorKind::AddrInUse {
+                let holder = address
+                    .socket_addr()
+                    .and_then(|address: SocketAddr| tcp::holder(&address));
+                diagnostic = diagnostic
+                    .note(holder.map_or_else(
+                        || "held by another process".to_owned(),
+                        |holder| format!("held by {holder}"),
+                    ))
+                    .help("stop it, or set `admin.address` (or `admin: off`)");
+            }
+            diagnostics.push(diagnostic);
+            None
+        }
+    };
+    let mut local = None;
+    if let Some(admin) = &plan.admin {
+        let written = document.config.admin.value.as_ref();
+        let span = written.map_or(Span::DEFAULT, |admin| admin.address.span);
+        let listener = open("the admin listener", &admin.address, span)?;
+        local = Some(listener.local_addr().clone());
+        let router = admin::router(context);
+        tokio::spawn(admin::serve(listener, router, admin.tls.clone(), cancel.clone()));
+    }
+    if let Some(address) = plan.metrics.as_ref().and_then(|metrics| metrics.address.as_ref()) {
+        let listener = open("the metrics listener", address, Span::DEFAULT)?;
+        tokio::spawn(admin::serve(
+            listener,
+            admin::public_router(context),
+            None,
+            cancel.clone(),
+        ));
+    }
+    Some(local)
+}
+
+fn listen(address: &Address) -> io::Result<tcp::Listener> {
+    let mut bound = tcp::bind_workers(&address.to_listen()?, 1, &ListenOptions::default())?;
+    let socket = bound.pop().ok_or(io::ErrorKind::NotConnected)?;
+    tcp::Listener::new(socket, ConnectOptions::default())
+}
+
+fn machine(mut diagnostics: Diagnostics, what: &str, error: &io::Error) -> Diagnostics {
+    diagnostics.push(Diagnostic::error("E0609", format!("{what}: {error}")));
+    diagnostics
+}
+
+fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Signal>) -> (Outbox, Inbox) {
+    let (discovery, discovered) = mpsc::channel(64);
+    let (probes, probed) = mpsc::channel(1024);
+    let (config_files, config_changed) = mpsc::channel(4);
+    let (certificate_files, certificates_changed) = mpsc::channel(4);
+    let outbox = Outbox {
+        discovery,
+        probes,
+        config_files,
+        certificate_files,
+    };
+    let inbox = Inbox {
+        commands,
+        discovery: discovered,
+        probes: probed,
+        config_files: config_changed,
+        certificate_files: certificates_changed,
+        signals,
+    };
+    (outbox, inbox)
+}
+
+/// The control runtime.
+///
+/// # Errors
+/// When the system has no thread to give.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(5))
+        .thread_name("control")
+        .enable_all()
+        .build()
+}

@@ -245,3 +245,12 @@ pub fn complain(text: &str) {
         .write_all(text.as_bytes())
         .unwrap_or_default();
 }
+
+/// Writes data to standard output; a reader that has gone is a failure.
+#[must_use]
+pub fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(1),
+    }
+}

@@ -106,6 +106,21 @@ impl Io {
         }
     }
 
+    /// Takes a plain connection out of its runtime, so that it can go on in another one.
+    ///
+    /// # Errors
+    /// The connection itself, when it is not plain or its runtime does not let it go.
+    pub fn detach(self) -> Result<Detached, Self> {
+        match self.0 {
+            Kind::Tcp(stream) => stream.into_std().map(Detached::Tcp).map_err(|_| Self(Kind::Gone)),
+            Kind::Unix(stream) => stream
+                .into_std()
+                .map(Detached::Unix)
+                .map_err(|_| Self(Kind::Gone)),
+            other => Err(Self(other)),
+        }
+    }
+
     /// Makes the coming close a reset (RST instead of FIN), for answers that end with the connection and were cut.
     pub fn abort(&mut self) {
         match &mut self.0 {
@@ -283,6 +298,28 @@ impl AsyncWrite for Io {
             Kind::Prefixed(prefixed) => prefixed.io.is_write_vectored(),
             Kind::Gone => false,
         }
+    }
+}
+
+/// A plain connection between two runtimes.
+#[derive(Debug)]
+pub enum Detached {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// Unix.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Detached {
+    /// Takes the connection into the current runtime.
+    ///
+    /// # Errors
+    /// What the kernel said when the socket was registered.
+    pub fn attach(self) -> io::Result<Io> {
+        Ok(match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream)?.into(),
+            Self::Unix(stream) => UnixStream::from_std(stream)?.into(),
+        })
     }
 }
 

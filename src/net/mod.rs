@@ -15,4 +15,4 @@ pub mod tls;
 pub mod wheel;
 
 pub use address::{Address, SocketAddress};
-pub use io::{IdleState, Io, PeerInfo, Proxied, Stream};
+pub use io::{Detached, IdleState, Io, PeerInfo, Proxied, Stream};

@@ -109,7 +109,7 @@ pub fn install(level: LogLevel, format: LogFormat) -> Result<LogControl, SetGlob
     Ok(control)
 }
 
-pub(crate) fn subscriber<W>(
+fn subscriber<W>(
     level: LogLevel,
     format: LogFormat,
     colours: bool,

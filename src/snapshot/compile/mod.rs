@@ -36,7 +36,7 @@ use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::config::units::{self, WordOr};
 use crate::net::Address;
 use crate::net::clock::Clock;
-use crate::telemetry::{Recorder, RecorderSettings};
+use crate::telemetry::{Bounds, Recorder, RecorderSettings};
 
 /// A configuration, ready to be published.
 #[derive(Debug)]
@@ -150,6 +150,24 @@ pub fn compile(
 pub fn dry_run(document: &Document, diagnostics: &mut Diagnostics) -> Option<Compiled> {
     let recorder = Arc::new(Recorder::new(RecorderSettings::default()));
     compile(document, &Registry::new(recorder, Clock::start()), 1, diagnostics)
+}
+
+/// How the program's own log is written; needed before anything is compiled.
+pub fn log_settings(document: &Document) -> LogSettings {
+    telemetry::log(&document.config.telemetry.log)
+}
+
+/// What the recorder must know before the first snapshot is compiled; the rest of its settings may change later.
+pub fn recorder_settings(document: &Document) -> RecorderSettings {
+    let metrics = document.config.telemetry.metrics.value.as_ref();
+    let bounds = metrics
+        .and_then(telemetry::buckets)
+        .map(|buckets| Bounds::of_durations(&buckets));
+    RecorderSettings {
+        workers: worker_threads(document),
+        buckets: bounds.unwrap_or_else(Bounds::latency),
+        ..RecorderSettings::default()
+    }
 }
 
 /// Reports what the next configuration changes although it needs a restart.

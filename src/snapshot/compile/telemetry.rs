@@ -29,19 +29,24 @@ pub(super) fn all(cx: &mut Context<'_>) -> Made {
             .value
             .as_ref()
             .map(|metrics| self::metrics(metrics, cx)),
-        log: LogSettings {
-            level: match telemetry.log.level.value {
-                written::LogLevel::Error => LogLevel::Error,
-                written::LogLevel::Warn => LogLevel::Warn,
-                written::LogLevel::Info => LogLevel::Info,
-                written::LogLevel::Debug => LogLevel::Debug,
-                written::LogLevel::Trace => LogLevel::Trace,
-            },
-            format: match telemetry.log.format.value {
-                written::LogFormat::Auto => LogFormat::Auto,
-                written::LogFormat::Text => LogFormat::Text,
-                written::LogFormat::Json => LogFormat::Json,
-            },
+        log: log(&telemetry.log),
+    }
+}
+
+/// How the program's own log is written.
+pub(super) fn log(written: &written::Log) -> LogSettings {
+    LogSettings {
+        level: match written.level.value {
+            written::LogLevel::Error => LogLevel::Error,
+            written::LogLevel::Warn => LogLevel::Warn,
+            written::LogLevel::Info => LogLevel::Info,
+            written::LogLevel::Debug => LogLevel::Debug,
+            written::LogLevel::Trace => LogLevel::Trace,
+        },
+        format: match written.format.value {
+            written::LogFormat::Auto => LogFormat::Auto,
+            written::LogFormat::Text => LogFormat::Text,
+            written::LogFormat::Json => LogFormat::Json,
         },
     }
 }

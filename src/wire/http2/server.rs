@@ -180,11 +180,13 @@ pub async fn serve<S: Service>(
                 Poll::Ready(None) => return Poll::Ready(Ended::Cleanly),
                 Poll::Pending => {}
             }
-            match &*shared.waker.borrow() {
-                Some(waker) if waker.will_wake(cx.waker()) => {}
-                _ => {
-                    shared.waker.replace(Some(cx.waker().clone()));
-                }
+            let known = shared
+                .waker
+                .borrow()
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()));
+            if !known {
+                shared.waker.replace(Some(cx.waker().clone()));
             }
             if shared.flooded.get() {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);

@@ -1,0 +1,241 @@
+//! What the process says about itself: reload reports, the start banner, what operators may do.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sockets::Sockets;
+use crate::admin::{ConfigText, ReloadOutcome, ReloadReport, Security, Token};
+use crate::cluster::probe;
+use crate::config::diagnostic::Diagnostics;
+use crate::config::render::{self, Look};
+use crate::config::{Document, show};
+use crate::net::Address;
+use crate::snapshot::compile::{AdminSettings, Plan};
+use crate::snapshot::{Action, PerTry, Retry, RetryMethods, Snapshot, Target};
+use crate::telemetry::{AccessLog, AccessOutput, Sink};
+
+/// What became of a reload, for people and for programs.
+pub(super) fn report(
+    outcome: ReloadOutcome,
+    generation: u64,
+    changes: Vec<String>,
+    diagnostics: &Diagnostics,
+) -> ReloadReport {
+    ReloadReport {
+        outcome,
+        generation,
+        changes,
+        diagnostics: render::json(diagnostics),
+        text: render::text(diagnostics, Look::default()),
+    }
+}
+
+/// What a reload changes, by name.
+pub(super) fn changes(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+    fn names<T>(list: &[Arc<T>], name: impl Fn(&T) -> &Arc<str>) -> Vec<&str> {
+        list.iter().map(|item| &**name(item)).collect()
+    }
+    let mut changes = Vec::new();
+    let mut compare = |kind: &str, before: Vec<&str>, after: Vec<&str>| {
+        for name in after.iter().filter(|name| !before.contains(name)) {
+            changes.push(format!("{kind} {name} added"));
+        }
+        for name in before.iter().filter(|name| !after.contains(name)) {
+            changes.push(format!("{kind} {name} removed"));
+        }
+    };
+    compare(
+        "listener",
+        names(&before.listeners, |l| &l.name),
+        names(&after.listeners, |l| &l.name),
+    );
+    compare(
+        "route",
+        names(&before.routes, |r| &r.name),
+        names(&after.routes, |r| &r.name),
+    );
+    compare(
+        "cluster",
+        names(&before.clusters, |c| &c.name),
+        names(&after.clusters, |c| &c.name),
+    );
+    if changes.is_empty() {
+        changes.push("settings changed".to_owned());
+    }
+    changes
+}
+
+/// The configuration in its long form, for the API.
+pub(super) fn config_text(document: &Document) -> ConfigText {
+    let file = document
+        .diagnostics
+        .sources
+        .iter()
+        .next()
+        .map_or_else(String::new, |source| source.name.clone());
+    ConfigText {
+        file,
+        plain: show::yaml(document, None, false).unwrap_or_default(),
+        with_origins: show::yaml(document, None, true).unwrap_or_default(),
+    }
+}
+
+/// Who may do what at the operators' listener.
+pub(super) fn security(admin: Option<&AdminSettings>) -> Security {
+    let Some(admin) = admin else {
+        return Security {
+            read_only: true,
+            ..Security::default()
+        };
+    };
+    Security {
+        read_only: admin.read_only,
+        bearer_token: admin.bearer_token.as_deref().and_then(Token::new),
+        viewer_token: admin.viewer_token.as_deref().and_then(Token::new),
+        hosts: match &admin.address {
+            Address::Tcp { host, .. } if !host.is_empty() => vec![host.clone()],
+            Address::Tcp { .. } | Address::Unix(_) => Vec::new(),
+        },
+    }
+}
+
+/// Sends the access log elsewhere if the configuration says so.
+pub(super) fn switch_access_log(
+    log: &AccessLog,
+    before: Option<&AccessOutput>,
+    after: Option<&AccessOutput>,
+) {
+    let Some(output) = after.filter(|after| before != Some(*after)) else {
+        return;
+    };
+    match Sink::open(output.clone()) {
+        Ok(sink) => log.replace(sink),
+        Err(error) => tracing::error!(%error, ?output, "the access log stays where it was"),
+    }
+}
+
+/// What is in force, in a few lines.
+pub(super) fn banner(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    sockets: &Sockets,
+    admin: Option<&str>,
+    file: &str,
+    lines: usize,
+    took: Duration,
+) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let mut line = |text: String| writeln!(out, "{text}").unwrap_or(());
+    line(format!(
+        "bellwether {}  config {file} (generation {}, {lines} lines, checked)",
+        env!("CARGO_PKG_VERSION"),
+        snapshot.generation
+    ));
+    for listener in &snapshot.listeners {
+        let scheme = if listener.tls.is_some() { "https" } else { "http" };
+        let local = sockets
+            .of(&listener.name)
+            .map_or_else(|| listener.address.to_string(), |open| open.local.to_string());
+        let protocols = match (&listener.http1, &listener.http2) {
+            (Some(_), Some(_)) => "http1 http2",
+            (Some(_), None) => "http1",
+            (None, _) => "http2",
+        };
+        line(format!(
+            "  listen   {:<8} {scheme}://{local}   {protocols}",
+            listener.name
+        ));
+    }
+    const SHOWN: usize = 20;
+    for route in snapshot.routes.iter().take(SHOWN) {
+        let to = match &route.action {
+            Action::Forward(Target::Cluster(id)) => snapshot
+                .cluster(*id)
+                .map_or("?", |cluster| &cluster.name)
+                .to_owned(),
+            Action::Forward(Target::Split { clusters, .. }) => {
+                format!("{} clusters by weight", clusters.len())
+            }
+            Action::Redirect(_) => "a redirect".to_owned(),
+            Action::Direct(direct) => format!("an answer of its own ({})", direct.status().as_u16()),
+        };
+        let policies = match &route.action {
+            Action::Forward(_) => format!(
+                "   {} · timeout {}",
+                retry(route.retry.as_ref()),
+                duration(route.timeout)
+            ),
+            Action::Redirect(_) | Action::Direct(_) => String::new(),
+        };
+        line(format!("  route    {:<8} -> {to}{policies}", route.name));
+    }
+    if snapshot.routes.len() > SHOWN {
+        line(format!("  … and {} more routes", snapshot.routes.len() - SHOWN));
+    }
+    for cluster in snapshot.clusters.iter().take(SHOWN) {
+        let endpoints = match cluster.endpoints.len() {
+            1 => "1 endpoint".to_owned(),
+            count => format!("{count} endpoints"),
+        };
+        let checked = plan.probes.iter().find(|probe| probe.cluster == cluster.name);
+        let health = checked.map_or_else(String::new, |probe| format!(" · {}", check(&probe.settings)));
+        line(format!(
+            "  cluster  {:<8} {endpoints}   {}{health}",
+            cluster.name,
+            cluster.balancer.policy().name()
+        ));
+    }
+    if snapshot.clusters.len() > SHOWN {
+        line(format!(
+            "  … and {} more clusters",
+            snapshot.clusters.len() - SHOWN
+        ));
+    }
+    if let Some(admin) = admin {
+        line(format!("  admin    {admin}   /metrics, /readyz, /api/v1"));
+    }
+    let changes = if plan.runtime.watch {
+        " Edit the file: changes are applied when they are valid."
+    } else {
+        " SIGHUP applies changes of the file."
+    };
+    line(format!(
+        "ready in {} ms.{changes} Ctrl-C drains, twice stops.",
+        took.as_millis()
+    ));
+    out
+}
+
+fn retry(retry: Option<&Retry>) -> String {
+    let Some(retry) = retry else {
+        return "retry off".to_owned();
+    };
+    let methods = match &retry.methods {
+        RetryMethods::Idempotent => "idempotent",
+        RetryMethods::All => "all methods",
+        RetryMethods::These(_) => "listed methods",
+    };
+    let per_try = match retry.per_try {
+        PerTry::After(share) => format!(", {} each", duration(Some(share))),
+        PerTry::Auto | PerTry::Off => String::new(),
+    };
+    format!("retry {} ({methods}{per_try})", retry.num_retries)
+}
+
+fn duration(duration: Option<Duration>) -> String {
+    match duration {
+        None => "off".to_owned(),
+        Some(duration) if duration.subsec_millis() == 0 => format!("{}s", duration.as_secs()),
+        Some(duration) => format!("{}ms", duration.as_millis()),
+    }
+}
+
+fn check(settings: &probe::Settings) -> String {
+    let every = duration(Some(settings.interval));
+    match &settings.kind {
+        probe::Kind::Tcp => format!("health connect every {every}"),
+        probe::Kind::Http(check) => format!("health {} {} every {every}", check.method, check.path),
+    }
+}

@@ -1,0 +1,304 @@
+//! One worker: a thread with a runtime of its own, and everything a request touches.
+//!
+//! A worker is told what to do by messages and tells nothing back but its counts. It never waits for another thread:
+//! connections, pools, timers and metric cells are its own.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bellwether_core::{Dice, Moment};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cluster::pool::Pools;
+use crate::net::clock::Clock;
+use crate::net::tcp::{self, Bound};
+use crate::net::wheel::Wheel;
+use crate::net::{Detached, PeerInfo};
+use crate::proxy::Worker;
+use crate::server::Shared;
+use crate::server::listener::{Accepting, Load};
+use crate::snapshot::Listener;
+use crate::snapshot::cell::{Cell, Reader};
+use crate::telemetry::{AccessLog, ProcessMetrics, WorkerId};
+use crate::wire::{Drain, Toolbox};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept connections of a listener from these sockets.
+    Listen {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+        /// The listener as it is now.
+        listener: Arc<Listener>,
+        /// Counts over all workers.
+        shared: Arc<Shared>,
+        /// The worker's own sockets; more than one after a hand-over from a process with more workers.
+        sockets: Vec<Bound>,
+        /// Socket options of accepted connections.
+        options: tcp::ConnectOptions,
+    },
+    /// Stop accepting from a listener. What is queued is still accepted.
+    StopAccepting {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+    },
+    /// End the connections of a listener in good order.
+    Drain {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+    },
+    /// Serve a connection that another worker accepted.
+    Serve {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+        /// The connection.
+        io: Detached,
+        /// Who is at its other end.
+        peer: Box<PeerInfo>,
+    },
+    /// Close idle connections to endpoints that the present snapshot does not know.
+    Sweep,
+    /// End now; whatever still runs is cut.
+    Stop {
+        /// Answered when nothing of the worker is left.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// What a worker is made with.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Snapshots.
+    pub cell: Arc<Cell>,
+    /// The clock of the process.
+    pub clock: Clock,
+    /// Access log.
+    pub log: Arc<AccessLog>,
+    /// Series of the process.
+    pub metrics: Arc<ProcessMetrics>,
+    /// Connections per worker.
+    pub load: Arc<Load>,
+}
+
+/// How to reach a worker.
+#[derive(Debug)]
+pub struct Handle {
+    orders: mpsc::UnboundedSender<Order>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Gives an order. A worker that has ended does not take any.
+    pub fn send(&self, order: Order) {
+        drop(self.orders.send(order));
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// How often the access log of a worker is handed over.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// Starts `count` workers.
+///
+/// # Errors
+/// When the system has no thread or no runtime to give.
+pub fn start(count: usize, parts: &Parts, dice: &mut Dice) -> io::Result<Vec<Handle>> {
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+    receivers
+        .into_iter()
+        .enumerate()
+        .map(|(index, orders)| {
+            let parts = parts.clone();
+            let others = senders.clone();
+            let seed = dice.next_u64();
+            let id = WorkerId::new(u16::try_from(index).unwrap_or(u16::MAX));
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    if let Err(error) = run(id, &parts, orders, others, seed) {
+                        tracing::error!(%error, worker = id.index(), "a worker could not start");
+                    }
+                })?;
+            Ok(Handle {
+                orders: senders[index].clone(),
+                thread,
+            })
+        })
+        .collect()
+}
+
+fn run(
+    id: WorkerId,
+    parts: &Parts,
+    orders: mpsc::UnboundedReceiver<Order>,
+    others: Vec<mpsc::UnboundedSender<Order>>,
+    seed: u64,
+) -> io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .event_interval(61)
+        .build_local(LocalOptions::default())?;
+    let parts = parts.clone();
+    runtime.block_on(async move {
+        let wheel = Wheel::new(parts.clock);
+        tokio::task::spawn_local(wheel.clone().drive());
+        let worker = Rc::new(Worker {
+            id,
+            pools: Pools::new(wheel.clone(), id),
+            tools: Toolbox::new(wheel),
+            dice: RefCell::new(Dice::new(seed)),
+            reader: Reader::new(Arc::clone(&parts.cell)),
+            log: parts.log.writer(id),
+            metrics: Arc::clone(&parts.metrics),
+            wall: std::cell::Cell::new((Duration::ZERO, Moment::ZERO)),
+        });
+        tokio::task::spawn_local(flush_log(Rc::clone(&worker), Arc::clone(&parts.metrics)));
+        Orders {
+            worker,
+            parts,
+            others,
+            listeners: HashMap::new(),
+        }
+        .obey(orders)
+        .await;
+    });
+    Ok(())
+}
+
+/// Hands the access log over, and measures how late this worker gets to what is due.
+async fn flush_log(worker: Rc<Worker>, metrics: Arc<ProcessMetrics>) {
+    loop {
+        let due = tokio::time::Instant::now() + FLUSH;
+        tokio::time::sleep_until(due).await;
+        metrics.runtime_lag(worker.id, due.elapsed());
+        worker.log.flush();
+    }
+}
+
+struct Orders {
+    worker: Rc<Worker>,
+    parts: Parts,
+    others: Vec<mpsc::UnboundedSender<Order>>,
+    listeners: HashMap<Arc<str>, Running>,
+}
+
+struct Running {
+    accepting: Rc<Accepting>,
+    stop: Rc<Drain>,
+}
+
+impl Orders {
+    async fn obey(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Order::Listen {
+                    key,
+                    listener,
+                    shared,
+                    sockets,
+                    options,
+                } => {
+                    self.listen(key, listener, shared, sockets, options);
+                }
+                Order::StopAccepting { key } => {
+                    if let Some(running) = self.listeners.get(&key) {
+                        running.stop.begin();
+                    }
+                }
+                Order::Drain { key } => {
+                    // Later orders for the same key are about new sockets.
+                    if let Some(running) = self.listeners.remove(&key) {
+                        running.stop.begin();
+                        running.accepting.drain.begin();
+                    }
+                }
+                Order::Serve { key, io, peer } => match (self.listeners.get(&key), io.attach()) {
+                    (Some(running), Ok(io)) => running.accepting.serve(io, *peer),
+                    (None, _) | (_, Err(_)) => {}
+                },
+                Order::Sweep => self.sweep(),
+                Order::Stop { done } => {
+                    self.worker.log.flush();
+                    done.send(()).unwrap_or(());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn listen(
+        &mut self,
+        key: Arc<str>,
+        listener: Arc<Listener>,
+        shared: Arc<Shared>,
+        sockets: Vec<Bound>,
+        options: tcp::ConnectOptions,
+    ) {
+        let others = self.others.clone();
+        let given = Arc::clone(&key);
+        let give_away = Rc::new(move |to: usize, io: crate::net::Io, peer: PeerInfo| {
+            let Some(other) = others.get(to) else {
+                return Err((io, peer));
+            };
+            match io.detach() {
+                Ok(io) => {
+                    let order = Order::Serve {
+                        key: Arc::clone(&given),
+                        io,
+                        peer: Box::new(peer),
+                    };
+                    // A worker that has ended takes its connections with it.
+                    drop(other.send(order));
+                    Ok(())
+                }
+                Err(io) => Err((io, peer)),
+            }
+        });
+        let accepting = Rc::new(Accepting {
+            worker: Rc::clone(&self.worker),
+            listener: RefCell::new(listener),
+            shared,
+            load: Arc::clone(&self.parts.load),
+            drain: Rc::default(),
+            give_away,
+        });
+        let stop = Rc::<Drain>::default();
+        for socket in sockets {
+            match tcp::Listener::new(socket, options) {
+                Ok(socket) => {
+                    tokio::task::spawn_local(Rc::clone(&accepting).run(socket, Rc::clone(&stop)));
+                }
+                Err(error) => tracing::error!(%error, key = &*key, "cannot accept from a socket"),
+            }
+        }
+        self.listeners.insert(key, Running { accepting, stop });
+    }
+
+    fn sweep(&self) {
+        let world = self.worker.reader.current();
+        let known: std::collections::HashSet<(u64, u64)> = world
+            .clusters
+            .iter()
+            .flat_map(|cluster| {
+                cluster
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| (endpoint.state.id, cluster.transport))
+            })
+            .collect();
+        self.worker
+            .pools
+            .retain(|endpoint, transport| known.contains(&(endpoint, transport)));
+    }
+}

@@ -1,0 +1,194 @@
+//! `bellwether demo`: three small services and the proxy in front of them, in one process, with nothing to install.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::check;
+use super::run;
+use crate::config::read::Reader;
+
+/// Starts three small services and the proxy in front of them, to try things out.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where the proxy listens
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    listen: String,
+    /// Where metrics and the API are
+    #[arg(long, default_value = "127.0.0.1:9900", value_name = "ADDRESS")]
+    admin: String,
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &DemoArgs) -> ExitCode {
+    let began = Instant::now();
+    let services = match services() {
+        Ok(services) => services,
+        Err(error) => {
+            check::complain(&format!(
+                "error: the demo's services could not be started: {error}\n"
+            ));
+            return ExitCode::from(4);
+        }
+    };
+    let text = configuration(args, &services);
+    let document = match Reader::new().read_bytes("the demo's configuration", text.as_bytes()) {
+        Ok(document) => document,
+        Err(diagnostics) => {
+            let failure = check::Failure {
+                diagnostics,
+                name: "demo".to_owned(),
+                code: 3,
+            };
+            return failure.report(check::Format::Text, check::look(false));
+        }
+    };
+    check::complain(&introduction(args, &services));
+    let source = Box::new(move || Reader::new().read_bytes("the demo's configuration", text.as_bytes()));
+    run::serve(document, "demo".to_owned(), source, None, began)
+}
+
+fn configuration(args: &DemoArgs, services: &[SocketAddr]) -> String {
+    let endpoints: Vec<String> = services.iter().map(|service| format!("\"{service}\"")).collect();
+    format!(
+        "listeners:\n  web: \"{}\"\nroutes:\n  - name: hello\n    cluster: app\nclusters:\n  app:\n    \
+         endpoints: [{}]\n    health_check: {{ path: /healthz, interval: 1s }}\nadmin:\n  address: \"{}\"\n\
+         telemetry:\n  access_log: {{ format: text }}\n",
+        args.listen,
+        endpoints.join(", "),
+        args.admin
+    )
+}
+
+fn introduction(args: &DemoArgs, services: &[SocketAddr]) -> String {
+    let mut text = String::from("three services are running:\n");
+    for (index, service) in services.iter().enumerate() {
+        text.push_str(&format!("  app-{}    http://{service}/\n", index + 1));
+    }
+    let (listen, admin, first) = (&args.listen, &args.admin, services[0]);
+    text.push_str(&format!(
+        "\ntry, in another terminal:\n  \
+         curl http://{listen}/                       each answer names the service that gave it\n  \
+         curl http://{first}/fail/on            app-1 now fails its health check and answers 503: watch it leave\n  \
+         curl http://{first}/fail/off           and come back\n  \
+         curl http://{admin}/metrics                 what Prometheus sees\n  \
+         curl http://{admin}/readyz\n\n"
+    ));
+    text
+}
+
+/// Starts three services on ports of the kernel's choice, on a thread of their own.
+fn services() -> io::Result<Vec<SocketAddr>> {
+    let listeners = (0..3)
+        .map(|_| {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    let addresses = listeners
+        .iter()
+        .map(std::net::TcpListener::local_addr)
+        .collect::<io::Result<Vec<_>>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("demo".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                for (index, listener) in listeners.into_iter().enumerate() {
+                    match TcpListener::from_std(listener) {
+                        Ok(listener) => drop(tokio::spawn(service(listener, index + 1))),
+                        Err(error) => tracing::error!(%error, "a demo service could not be started"),
+                    }
+                }
+                std::future::pending::<()>().await;
+            });
+        })?;
+    Ok(addresses)
+}
+
+#[derive(Debug, Default)]
+struct State {
+    answered: AtomicU64,
+    failing: std::sync::atomic::AtomicBool,
+}
+
+async fn service(listener: TcpListener, number: usize) {
+    let state = Arc::new(State::default());
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a demo service cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let response = answer(&request, number, &state);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection to a demo service ended");
+            }
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, number: usize, state: &State) -> Response<Full<Bytes>> {
+    let (status, text) = match request.uri().path() {
+        "/fail/on" | "/fail/off" => {
+            let failing = request.uri().path() == "/fail/on";
+            state.failing.store(failing, Ordering::Relaxed);
+            (
+                StatusCode::OK,
+                format!("app-{number} {}\n", if failing { "fails" } else { "is well" }),
+            )
+        }
+        _ if state.failing.load(Ordering::Relaxed) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("app-{number} fails on request\n"),
+        ),
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        path => {
+            let count = state.answered.fetch_add(1, Ordering::Relaxed) + 1;
+            (
+                StatusCode::OK,
+                format!(
+                    "hello from app-{number}: {} {path}, answer {count}\n",
+                    request.method()
+                ),
+            )
+        }
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}

@@ -1,0 +1,141 @@
+//! `bellwether run`: serve in the foreground until told to stop.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::check::{self, Failure, Format};
+use crate::app::sockets::Sockets;
+use crate::app::{self, Ended, Options, Signal, Source};
+use crate::config::Document;
+use crate::config::read::Reader;
+use crate::snapshot::compile;
+use crate::telemetry::diagnostics;
+
+/// Starts the proxy in the foreground, watches its file, drains on SIGTERM.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file; `-` reads standard input
+    #[arg(short, long, env = "BELLWETHER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Make every random choice follow from this number, to repeat a run
+    #[arg(long, env = "BELLWETHER_SEED", value_name = "NUMBER", hide = true)]
+    seed: Option<u64>,
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &RunArgs) -> ExitCode {
+    let began = Instant::now();
+    let (document, name) = match check::load(args.config.as_deref()) {
+        Ok(loaded) => loaded,
+        Err(failure) => return failure.report(Format::Text, check::look(false)),
+    };
+    let source = source(args.config.as_deref(), &name);
+    serve(document, name, source, args.seed, began)
+}
+
+/// How the configuration is read again.
+fn source(named: Option<&Path>, name: &str) -> Source {
+    if named == Some(Path::new("-")) {
+        // Standard input can be read once; a reload finds what was there.
+        return Box::new(|| Reader::new().read_bytes("standard input", &[]));
+    }
+    let path = PathBuf::from(name);
+    Box::new(move || Reader::new().read(&path))
+}
+
+/// Serves a configuration until a signal ends it.
+pub(super) fn serve(
+    document: Document,
+    name: String,
+    source: Source,
+    seed: Option<u64>,
+    began: Instant,
+) -> ExitCode {
+    let log = compile::log_settings(&document);
+    let log = match diagnostics::install(log.level, log.format) {
+        Ok(log) => log,
+        Err(error) => return machine(&error.to_string()),
+    };
+    let runtime = match app::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return machine(&error.to_string()),
+    };
+    let seed = seed.unwrap_or_else(entropy);
+    let ended = runtime.block_on(async move {
+        let (send, signals) = mpsc::channel(8);
+        if let Err(error) = listen_to_signals(&send) {
+            return Err(machine(&error.to_string()));
+        }
+        let options = Options {
+            document,
+            source,
+            log,
+            seed,
+            sockets: Sockets::default(),
+            signals,
+            began,
+        };
+        let running = match app::start(options).await {
+            Ok(running) => running,
+            Err(refused) => {
+                let failure = Failure {
+                    diagnostics: refused.diagnostics,
+                    name,
+                    code: refused.code,
+                };
+                return Err(failure.report(Format::Text, check::look(false)));
+            }
+        };
+        check::complain(&running.banner);
+        let ended = running.supervisor.run().await;
+        running.operators.cancel();
+        Ok(ended)
+    });
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Cut(_)) => ExitCode::from(8),
+        // The shell's convention for a process that a signal ended.
+        Ok(Ended::Forced(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
+        Err(code) => code,
+    }
+}
+
+fn machine(error: &str) -> ExitCode {
+    check::complain(&format!("error: {error}\n"));
+    ExitCode::from(4)
+}
+
+/// A number nobody can guess, from the addresses and keys that the system gives each process.
+fn entropy() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+fn listen_to_signals(send: &mpsc::Sender<Signal>) -> io::Result<()> {
+    let wanted = [
+        (SignalKind::terminate(), Signal::Stop(15)),
+        (SignalKind::interrupt(), Signal::Stop(2)),
+        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::user_defined1(), Signal::Reopen),
+    ];
+    for (kind, meaning) in wanted {
+        let mut signals = signal(kind)?;
+        let send = send.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if send.send(meaning).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
