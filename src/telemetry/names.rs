@@ -327,4 +327,25 @@ mod tests {
             assert!(check_label_name(name).is_err(), "{name}");
         }
     }
+
+    #[test]
+    fn the_alerts_we_ship_speak_of_metrics_that_exist() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/deploy/prometheus/bellwether-alerts.yaml"
+        );
+        let alerts = std::fs::read_to_string(path).unwrap();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let used: Vec<&str> = alerts
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(|line| line.split(|c| !is_word(c)))
+            .filter(|word| word.starts_with("bellwether_") || word.starts_with("process_"))
+            .collect();
+        assert!(used.len() > 10);
+        for name in used {
+            let known = |m: &&Metric| name == m.name || name.strip_suffix("_bucket") == Some(m.name);
+            assert!(all().any(|m| known(&m)), "{name} is no metric");
+        }
+    }
 }
