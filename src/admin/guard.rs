@@ -23,6 +23,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use super::probes::{LIVEZ, READYZ};
 use super::{Context, Problem};
 use crate::net::{PeerInfo, SocketAddress};
+use crate::snapshot::compile::AdminSettings;
 
 /// Marks a request as not made by a web page.
 pub const ADMIN_HEADER: &str = "x-bellwether-admin";
@@ -85,6 +86,17 @@ enum Rights {
 }
 
 impl Security {
+    /// From the configuration.
+    pub fn of(settings: &AdminSettings) -> Self {
+        let token = |secret: &Option<Arc<str>>| secret.as_deref().and_then(Token::new);
+        Self {
+            read_only: settings.read_only,
+            bearer_token: token(&settings.bearer_token),
+            viewer_token: token(&settings.viewer_token),
+            hosts: settings.address.host().map(str::to_owned).into_iter().collect(),
+        }
+    }
+
     fn rights(&self, headers: &HeaderMap) -> Rights {
         if self.bearer_token.is_none() && self.viewer_token.is_none() {
             return Rights::Everything;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
@@ -26,12 +26,28 @@ use crate::telemetry::LogLevel;
 /// How long a command may take. A reload reads files, and certificates among them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The content of a request; [`super::MAX_BODY`] bounds it.
+pub(super) struct Content(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Content {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read = Bytes::from_request(request, state).await;
+        read.map(Self)
+            .map_err(|rejection| Problem::new(rejection.status().as_u16(), rejection.body_text()))
+    }
+}
+
 /// The content as JSON; nothing at all counts as `{}`.
-fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    let text: &[u8] = if body.iter().all(u8::is_ascii_whitespace) {
-        b"{}"
-    } else {
-        body
+fn read<T: DeserializeOwned>(Content(body): &Content) -> Result<T, Problem> {
+    let text: &[u8] = match body.trim_ascii() {
+        b"" => b"{}",
+        // A list would be taken as the values of the fields in their order.
+        text if text.first() != Some(&b'{') => {
+            return Err(Problem::new(400, "the content is not a JSON object"));
+        }
+        text => text,
     };
     serde_json::from_slice(text)
         .map_err(|error| Problem::new(400, format!("the content cannot be used: {error}")))
@@ -98,7 +114,7 @@ struct ReloadView {
     text: String,
 }
 
-pub(super) async fn reload(State(context): State<Arc<Context>>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn reload(State(context): State<Arc<Context>>, body: Content) -> Result<Response, Problem> {
     let ReloadRequest { dry_run } = read(&body)?;
     let report = ask(&context, |answer| Command::Reload { dry_run, answer }).await?;
     let status = match report.outcome {
@@ -133,13 +149,13 @@ fn drain_view(context: &Context) -> Response {
     })
 }
 
-pub(super) async fn drain(State(context): State<Arc<Context>>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn drain(State(context): State<Arc<Context>>, body: Content) -> Result<Response, Problem> {
     let Nothing {} = read(&body)?;
     ask(&context, |answer| Command::Drain { answer }).await?;
     Ok(drain_view(&context))
 }
 
-pub(super) async fn undrain(State(context): State<Arc<Context>>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn undrain(State(context): State<Arc<Context>>, body: Content) -> Result<Response, Problem> {
     let Nothing {} = read(&body)?;
     let done = ask(&context, |answer| Command::Undrain { answer }).await?;
     done.map_err(|why| Problem::new(409, why))?;
@@ -161,7 +177,7 @@ struct QuitView {
 pub(super) async fn quit(
     State(context): State<Arc<Context>>,
     peer: Option<Extension<PeerInfo>>,
-    body: Bytes,
+    body: Content,
 ) -> Result<Response, Problem> {
     if !guard::is_local(peer.as_deref()) {
         return Err(Problem::new(
@@ -182,7 +198,7 @@ struct LogRequest {
     level: String,
 }
 
-pub(super) async fn log(State(context): State<Arc<Context>>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn log(State(context): State<Arc<Context>>, body: Content) -> Result<Response, Problem> {
     let LogRequest { level } = read(&body)?;
     let level = LogLevel::from_name(&level).ok_or_else(|| {
         Problem::new(400, format!("`{}` is not a level", level.escape_default()))
@@ -235,7 +251,7 @@ pub(super) async fn set_override(
     State(context): State<Arc<Context>>,
     Path((name, address)): Path<(String, String)>,
     peer: Option<Extension<PeerInfo>>,
-    body: Bytes,
+    body: Content,
 ) -> Result<Response, Problem> {
     let request: OverrideRequest = read(&body)?;
     let ttl = match &request.ttl {
@@ -303,7 +319,7 @@ pub(super) async fn end_override(
     }))
 }
 
-pub(super) async fn explain(State(context): State<Arc<Context>>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn explain(State(context): State<Arc<Context>>, body: Content) -> Result<Response, Problem> {
     let question: Question = read(&body)?;
     let snapshot = context.cell.load();
     let explanation: Explanation =

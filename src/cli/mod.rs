@@ -1,10 +1,16 @@
 //! The command line: one subcommand per file.
 
 pub mod check;
+pub mod client;
 pub mod config;
 pub mod demo;
+pub mod drain;
+pub mod explain;
+pub mod loglevel;
+pub mod reload;
 pub mod run;
 pub mod schema;
+pub mod wait;
 
 use std::process::ExitCode;
 

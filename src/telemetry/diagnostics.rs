@@ -109,7 +109,7 @@ pub fn install(level: LogLevel, format: LogFormat) -> Result<LogControl, SetGlob
     Ok(control)
 }
 
-fn subscriber<W>(
+pub(crate) fn subscriber<W>(
     level: LogLevel,
     format: LogFormat,
     colours: bool,
