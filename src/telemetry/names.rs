@@ -6,6 +6,14 @@
 
 use std::fmt::Write as _;
 
+use bellwether_core::Reason;
+
+use super::labels::{
+    CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
+    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+};
+
 /// What a metric is to Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -257,7 +265,47 @@ pub fn document() -> String {
             );
         }
     }
+    text.push_str("\n## Words\n\n| metric | label | words |\n|---|---|---|\n");
+    for (metric, label, words) in words() {
+        let metric = metric.map_or("(all)", |metric| metric.name);
+        _ = writeln!(text, "| {metric} | {label} | {} |", words.join(", "));
+    }
     text
+}
+
+/// The closed lists: metric (`None` for all with this label), label, words.
+fn words() -> Vec<(Option<&'static Metric>, &'static str, Vec<&'static str>)> {
+    fn all<L: Label>() -> Vec<&'static str> {
+        L::ALL.iter().map(|label| label.word()).collect()
+    }
+    vec![
+        (None, "outcome", all::<OutcomeLabel>()),
+        (Some(REQUEST_REJECTIONS), "reason", all::<Reason>()),
+        (Some(RETRIES), "trigger", all::<RetryTrigger>()),
+        (Some(RETRIES), "result", all::<RetryResult>()),
+        (Some(RETRIES_VETOED), "reason", all::<RetryVeto>()),
+        (Some(DEADLINE_EXPIRED), "stage", all::<DeadlineStage>()),
+        (Some(UPSTREAM_FAILURES), "reason", all::<UpstreamFailure>()),
+        (Some(UPSTREAM_BYTES), "direction", all::<Direction>()),
+        (
+            Some(DOWNSTREAM_CONNECTIONS_REJECTED),
+            "reason",
+            all::<ConnectionRejection>(),
+        ),
+        (Some(UPSTREAM_CONNECTIONS), "state", all::<ConnectionState>()),
+        (Some(UPSTREAM_CONNECTS), "result", all::<ConnectResult>()),
+        (Some(UPSTREAM_CONNECTION_CLOSED), "reason", all::<CloseReason>()),
+        (Some(TLS_HANDSHAKES), "side", all::<Side>()),
+        (Some(TLS_HANDSHAKES), "result", all::<TlsResult>()),
+        (Some(ENDPOINTS), "state", all::<EndpointLabel>()),
+        (Some(HEALTH_CHECKS), "result", all::<CheckResult>()),
+        (Some(HEALTH_TRANSITIONS), "source", all::<HealthSource>()),
+        (Some(HEALTH_TRANSITIONS), "to", all::<HealthTo>()),
+        (Some(DISCOVERY_UPDATES), "result", all::<DiscoveryResult>()),
+        (Some(CONFIG_RELOADS), "result", all::<ReloadResult>()),
+        (Some(CONFIG_RELOADS), "trigger", all::<ReloadTrigger>()),
+        (Some(DRAIN_STATE), "state", all::<DrainState>()),
+    ]
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::{CertificateError, CommonState, HandshakeKind, SupportedProtocolVersion};
+use rustls::{CertificateError, CipherSuite, CommonState, HandshakeKind, SupportedProtocolVersion};
 
 use super::io::Io;
 
@@ -130,14 +130,23 @@ impl TlsInfo {
             },
             cipher: session
                 .negotiated_cipher_suite()
-                .and_then(|suite| suite.suite().as_str())
-                .unwrap_or_default(),
+                .map_or("", |suite| iana_name(suite.suite())),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
             // The certificate was verified already; one that cannot be parsed here names nobody.
             peer_names: peer
                 .and_then(|certificate| certificate::names(certificate).ok())
                 .map_or_else(|| Arc::from([]), certificate::Names::all),
         }
+    }
+}
+
+/// rustls writes `TLS13_` where the registry has `TLS_`.
+fn iana_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        older => older.as_str().unwrap_or_default(),
     }
 }
 
