@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Context, Readiness};
+use crate::admin::{self, Context, Readiness, Security};
 use crate::cluster::discovery::dns;
 use crate::config::Document;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
@@ -50,6 +50,8 @@ pub struct Options {
     pub seed: u64,
     /// Sockets from a predecessor or from systemd.
     pub sockets: Sockets,
+    /// How this process was started.
+    pub successor: upgrade::Successor,
     /// Signals.
     pub signals: mpsc::Receiver<Signal>,
     /// When the process began, for the banner.
@@ -66,8 +68,6 @@ pub struct Running {
     pub admin: Option<SocketAddress>,
     /// What is in force, in words.
     pub banner: String,
-    /// Ends the operators' listeners.
-    pub operators: CancellationToken,
 }
 
 /// Why a process did not start. Nothing of it is left.
@@ -77,6 +77,28 @@ pub struct NotStarted {
     pub diagnostics: Diagnostics,
     /// 3 for the configuration, 4 for the machine.
     pub code: u8,
+    /// A predecessor that waits for an answer.
+    pub inherited: Option<upgrade::Inherited>,
+}
+
+impl Running {
+    /// Tells a predecessor and systemd that this process serves.
+    pub fn report_ready(&mut self) {
+        if let Some(inherited) = self.supervisor.sockets.inherited.take()
+            && let Err(error) = tokio::task::block_in_place(|| inherited.report_ready())
+        {
+            tracing::warn!(%error, "the previous process was not told that this one serves");
+        }
+        if let Some(activated) = self.supervisor.sockets.activated.take() {
+            for address in activated.left() {
+                tracing::warn!(%address, "systemd passed a socket that no listener wants");
+            }
+        }
+        if let Err(error) = systemd::ready(&format!("generation {}", self.supervisor.cell.load().generation))
+        {
+            tracing::debug!(%error, "systemd was not told");
+        }
+    }
 }
 
 /// Starts everything. Runs on the control runtime.
@@ -90,6 +112,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         log,
         seed,
         mut sockets,
+        successor,
         signals,
         began,
     } = options;
@@ -98,7 +121,11 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let recorder = Arc::new(Recorder::new(compile::recorder_settings(&document)));
     let registry = Registry::new(Arc::clone(&recorder), clock);
     let Some(compiled) = compile::compile(&document, &registry, 1, &mut diagnostics) else {
-        return Err(NotStarted { diagnostics, code: 3 });
+        return Err(NotStarted {
+            diagnostics,
+            code: 3,
+            inherited: sockets.inherited,
+        });
     };
     let compile::Compiled { snapshot, plan } = compiled;
     supervisor::configure(&recorder, &plan);
@@ -107,15 +134,24 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     if let Err(error) = tcp::raise_descriptor_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let refused = |diagnostics: Diagnostics| NotStarted { diagnostics, code: 4 };
-    let Some(fresh) = supervisor::bind(
+    let fresh = supervisor::bind(
         &mut sockets,
         &snapshot.listeners,
         workers,
         &document,
         &mut diagnostics,
-    ) else {
-        return Err(refused(diagnostics));
+    );
+    let Some(fresh) = fresh else {
+        return Err(NotStarted {
+            diagnostics,
+            code: 4,
+            inherited: sockets.inherited,
+        });
+    };
+    let mut refused = |diagnostics: Diagnostics| NotStarted {
+        diagnostics,
+        code: 4,
+        inherited: sockets.inherited.take(),
     };
     let access = match Sink::open(plan.access_output.clone().unwrap_or(AccessOutput::Stdout)) {
         Ok(sink) => AccessLog::start(sink, recorder.process()),
@@ -159,7 +195,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         log,
         readiness: Arc::new(Readiness::default()),
         control,
-        security: ArcSwap::from_pointee(report::security(plan.admin.as_ref())),
+        security: ArcSwap::from_pointee(plan.admin.as_ref().map_or_else(Security::default, Security::of)),
         config: ArcSwap::from_pointee(report::config_text(&document)),
         metrics_path: plan
             .metrics
@@ -191,6 +227,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         tasks: Tasks::default(),
         inbox,
         outbox,
+        operators,
+        successor,
+        watchdog: systemd::watchdog_interval(),
     };
     supervisor.begin(fresh);
     let snapshot = supervisor.cell.load();
@@ -222,8 +261,23 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         listeners,
         admin,
         banner,
-        operators,
     })
+}
+
+/// Opens the operators' listeners once more, after a successor that did not come.
+fn serve_operators_again(plan: &compile::Plan, context: &Arc<Context>, cancel: &CancellationToken) {
+    let admin = plan
+        .admin
+        .as_ref()
+        .map(|admin| (&admin.address, admin::router(context), admin.tls.clone()));
+    let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
+    let metrics = metrics.map(|address| (address, admin::public_router(context), None));
+    for (address, router, tls) in admin.into_iter().chain(metrics) {
+        match listen(address) {
+            Ok(listener) => drop(tokio::spawn(admin::serve(listener, router, tls, cancel.clone()))),
+            Err(error) => tracing::error!(%error, %address, "operators cannot be served any more"),
+        }
+    }
 }
 
 fn admin_url(address: &SocketAddress, settings: Option<&compile::AdminSettings>) -> String {

@@ -1,17 +1,15 @@
 //! What the process says about itself: reload reports, the start banner, what operators may do.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::sockets::Sockets;
-use crate::admin::{ConfigText, ReloadOutcome, ReloadReport, Security, Token};
+use crate::admin::{ConfigText, ReloadOutcome, ReloadReport};
 use crate::cluster::probe;
 use crate::config::diagnostic::Diagnostics;
 use crate::config::render::{self, Look};
 use crate::config::{Document, show};
-use crate::net::Address;
-use crate::snapshot::compile::{AdminSettings, Plan};
+use crate::snapshot::compile::Plan;
 use crate::snapshot::{Action, PerTry, Retry, RetryMethods, Snapshot, Target};
 use crate::telemetry::{AccessLog, AccessOutput, Sink};
 
@@ -31,41 +29,6 @@ pub(super) fn report(
     }
 }
 
-/// What a reload changes, by name.
-pub(super) fn changes(before: &Snapshot, after: &Snapshot) -> Vec<String> {
-    fn names<T>(list: &[Arc<T>], name: impl Fn(&T) -> &Arc<str>) -> Vec<&str> {
-        list.iter().map(|item| &**name(item)).collect()
-    }
-    let mut changes = Vec::new();
-    let mut compare = |kind: &str, before: Vec<&str>, after: Vec<&str>| {
-        for name in after.iter().filter(|name| !before.contains(name)) {
-            changes.push(format!("{kind} {name} added"));
-        }
-        for name in before.iter().filter(|name| !after.contains(name)) {
-            changes.push(format!("{kind} {name} removed"));
-        }
-    };
-    compare(
-        "listener",
-        names(&before.listeners, |l| &l.name),
-        names(&after.listeners, |l| &l.name),
-    );
-    compare(
-        "route",
-        names(&before.routes, |r| &r.name),
-        names(&after.routes, |r| &r.name),
-    );
-    compare(
-        "cluster",
-        names(&before.clusters, |c| &c.name),
-        names(&after.clusters, |c| &c.name),
-    );
-    if changes.is_empty() {
-        changes.push("settings changed".to_owned());
-    }
-    changes
-}
-
 /// The configuration in its long form, for the API.
 pub(super) fn config_text(document: &Document) -> ConfigText {
     let file = document
@@ -78,25 +41,6 @@ pub(super) fn config_text(document: &Document) -> ConfigText {
         file,
         plain: show::yaml(document, None, false).unwrap_or_default(),
         with_origins: show::yaml(document, None, true).unwrap_or_default(),
-    }
-}
-
-/// Who may do what at the operators' listener.
-pub(super) fn security(admin: Option<&AdminSettings>) -> Security {
-    let Some(admin) = admin else {
-        return Security {
-            read_only: true,
-            ..Security::default()
-        };
-    };
-    Security {
-        read_only: admin.read_only,
-        bearer_token: admin.bearer_token.as_deref().and_then(Token::new),
-        viewer_token: admin.viewer_token.as_deref().and_then(Token::new),
-        hosts: match &admin.address {
-            Address::Tcp { host, .. } if !host.is_empty() => vec![host.clone()],
-            Address::Tcp { .. } | Address::Unix(_) => Vec::new(),
-        },
     }
 }
 

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use super::systemd::Activated;
+use super::upgrade::{Inherited, distribute};
 use crate::net::tcp::{Bound, ListenOptions, bind_workers};
 use crate::net::{Address, SocketAddress};
 use crate::server::Shared;
@@ -29,8 +31,10 @@ pub struct Open {
 #[derive(Debug, Default)]
 pub struct Sockets {
     open: HashMap<Arc<str>, Open>,
-    /// From a predecessor or from systemd, not yet claimed.
-    pub inherited: HashMap<String, Vec<Bound>>,
+    /// From a predecessor, not yet claimed.
+    pub inherited: Option<Inherited>,
+    /// From systemd, not yet claimed.
+    pub activated: Option<Activated>,
 }
 
 /// Sockets that were just opened for a listener, one list per worker.
@@ -57,6 +61,15 @@ pub fn key(listener: &Listener) -> Arc<str> {
 }
 
 impl Sockets {
+    /// Nothing open yet, but sockets that others opened for us.
+    pub fn given(inherited: Option<Inherited>, activated: Activated) -> Self {
+        Self {
+            open: HashMap::new(),
+            inherited,
+            activated: Some(activated),
+        }
+    }
+
     /// Opens sockets for a listener that has none yet. Nothing changes until [`Sockets::keep`].
     ///
     /// # Errors
@@ -66,24 +79,24 @@ impl Sockets {
         if self.open.contains_key(&key) {
             return Ok(None);
         }
-        let bound = match self
-            .inherited
-            .remove(&*key)
-            .or_else(|| self.inherited.remove(&*listener.name))
-        {
+        let address = listener.address.to_listen()?;
+        let inherited = self.inherited.as_mut().and_then(|inherited| inherited.take(&key));
+        let activated = &mut self.activated;
+        let given = || {
+            activated
+                .as_mut()
+                .and_then(|activated| activated.take(&listener.name, &address))
+        };
+        let bound = match inherited.or_else(given) {
             Some(bound) => bound,
-            None => bind_workers(&listener.address.to_listen()?, workers, &ListenOptions::default())?,
+            None => bind_workers(&address, workers, &ListenOptions::default())?,
         };
         let local = bound.first().ok_or(io::ErrorKind::NotConnected)?.local_addr()?;
         let copies = bound
             .iter()
             .map(Bound::try_clone)
             .collect::<io::Result<Vec<_>>>()?;
-        // A predecessor may have had another number of workers: every socket must have somebody who accepts.
-        let mut sockets: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
-        for (index, socket) in bound.into_iter().enumerate() {
-            sockets[index % workers].push(socket);
-        }
+        let sockets = distribute(bound, workers)?;
         let listener = Arc::clone(listener);
         Ok(Some(Fresh {
             key,

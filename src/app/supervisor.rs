@@ -16,11 +16,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::report;
 use super::sockets::{Fresh, Sockets};
+use super::upgrade::{Handover, Successor};
 use super::watch::{Options as WatchOptions, Watch};
 use super::worker::{Handle, Order};
-use crate::admin::{Command, Context, ReloadOutcome, ReloadReport};
+use super::{report, systemd};
+use crate::admin::{Command, Context, ReloadOutcome, ReloadReport, Security};
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent, Task};
 use crate::cluster::probe::{self, Health, ProbeState};
 use crate::config::Document;
@@ -31,7 +32,7 @@ use crate::snapshot::blueprint::with_members;
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile::{self, Certificates, Compiled, DiscoveryTask, Plan, ProbePlan};
 use crate::snapshot::registry::Registry;
-use crate::snapshot::{Direction, Listener, Snapshot};
+use crate::snapshot::{Direction, Listener, Snapshot, diff};
 use crate::telemetry::{
     AccessLog, Change, CheckResult, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
     Events, HealthSource, HealthTo, Recorder, ReloadResult, ReloadTrigger, WorkerId,
@@ -53,10 +54,16 @@ pub struct Supervisor {
     pub(super) events: Arc<Events>,
     pub(super) admin: Arc<Context>,
     pub(super) log: Arc<AccessLog>,
+    /// Ends the operators' listeners.
+    pub operators: CancellationToken,
     pub(super) resolver: Arc<discovery::dns::Resolver>,
     pub(super) tasks: Tasks,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
+    /// How this process was started, to start its successor in the same way.
+    pub(super) successor: Successor,
+    /// How often systemd wants a sign of life.
+    pub(super) watchdog: Option<Duration>,
 }
 
 /// Background tasks by key.
@@ -108,6 +115,8 @@ pub enum Signal {
     Reload,
     /// SIGUSR1.
     Reopen,
+    /// SIGUSR2.
+    Upgrade,
 }
 
 /// How the process ended.
@@ -139,6 +148,11 @@ impl Supervisor {
                     }
                     Signal::Reload => self.reload_and_log(ReloadTrigger::Signal),
                     Signal::Reopen => self.log.reopen(),
+                    Signal::Upgrade => {
+                        if self.upgrade().await {
+                            return self.drain(Duration::ZERO).await;
+                        }
+                    }
                 },
                 Some(command) = self.inbox.commands.recv() => {
                     if let Some(ended) = self.command(command).await {
@@ -153,9 +167,8 @@ impl Supervisor {
                     }
                 }
                 Some(files) = self.inbox.certificate_files.recv() => self.reload_certificates(&files),
-                _ = sweep.tick() => {
-                    self.registry.sweep(self.clock.now());
-                }
+                _ = sweep.tick() => self.registry.sweep(self.clock.now()),
+                () = watchdog(self.watchdog) => told(systemd::watchdog()),
             }
         }
     }
@@ -239,7 +252,9 @@ impl Supervisor {
     // ---- reload ----
 
     fn reload_and_log(&mut self, trigger: ReloadTrigger) {
+        told(systemd::reloading());
         let report = self.reload(trigger, false);
+        told(systemd::ready(&format!("generation {}", report.generation)));
         match report.outcome {
             ReloadOutcome::Applied => {
                 tracing::info!(
@@ -311,7 +326,11 @@ impl Supervisor {
                 &diagnostics,
             );
         }
-        let changes = report::changes(current, &compiled.snapshot);
+        let changes: Vec<String> = diff::between(&self.plan.outline, &compiled.plan.outline)
+            .to_string()
+            .lines()
+            .map(str::to_owned)
+            .collect();
         if dry_run {
             return report::report(ReloadOutcome::Valid, current.generation, changes, &diagnostics);
         }
@@ -390,8 +409,9 @@ impl Supervisor {
         self.reconcile_discovery();
         self.reconcile_probes(&snapshot);
         self.reconcile_watches();
-        let security = report::security(self.plan.admin.as_ref());
-        self.admin.security.store(Arc::new(security));
+        if let Some(admin) = &self.plan.admin {
+            self.admin.security.store(Arc::new(Security::of(admin)));
+        }
         for cluster in &snapshot.clusters {
             self.count_endpoints(cluster);
         }
@@ -797,6 +817,7 @@ impl Supervisor {
 
     /// Not ready, still accepting; then no more connections; then the end of those that are left.
     async fn drain(&mut self, min: Duration) -> Ended {
+        told(systemd::stopping("draining"));
         self.admin.readiness.set_draining(true);
         self.admin_drain_state(DrainState::Announced);
         tracing::info!(?min, max = ?self.plan.runtime.drain_max, "draining");
@@ -895,9 +916,51 @@ impl Supervisor {
         self.log_settle();
     }
 
+    /// Starts a successor and hands the sockets over. True when it serves and this process is to end.
+    async fn upgrade(&mut self) -> bool {
+        let mut handover = Handover::new(Vec::new());
+        for (key, open) in self.sockets.iter() {
+            for socket in &open.copies {
+                if let Err(error) = handover.add(key, socket) {
+                    tracing::error!(%error, "not replaced: a socket cannot be handed over");
+                    return false;
+                }
+            }
+        }
+        // The successor opens the operators' listener anew; it must find the address free.
+        let operators = std::mem::take(&mut self.operators);
+        operators.cancel();
+        match handover.spawn(&self.successor).await {
+            Ok(pid) => {
+                tracing::info!(pid, "replaced by a new process");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "not replaced, this process goes on");
+                super::serve_operators_again(&self.plan, &self.admin, &self.operators);
+                false
+            }
+        }
+    }
+
     fn log_settle(&self) {
         let log = Arc::clone(&self.log);
         tokio::task::block_in_place(move || log.settle(Duration::from_secs(2)));
+    }
+}
+
+/// Completes when systemd is due a sign of life.
+async fn watchdog(every: Option<Duration>) {
+    match every {
+        Some(every) => tokio::time::sleep(every).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A notice to systemd that does not arrive changes nothing here.
+fn told(sent: std::io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(%error, "systemd was not told");
     }
 }
 

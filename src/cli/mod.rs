@@ -36,8 +36,22 @@ enum Command {
     Check(check::CheckArgs),
     /// Show the configuration in force
     Config(config::ConfigArgs),
+    /// Say which route a request takes, and why not an earlier one
+    Explain(explain::ExplainArgs),
     /// Print the JSON Schema of the configuration
     Schema(schema::SchemaArgs),
+    /// Apply the file now; print what changed or why not
+    Reload(reload::ReloadArgs),
+    /// Say "not ready" to whoever sends traffic here
+    Drain(drain::DrainArgs),
+    /// Take a drain back
+    Undrain(drain::UndrainArgs),
+    /// Drain, then end the process
+    Quit(drain::QuitArgs),
+    /// Wait until the proxy is ready, or run a command then
+    Wait(wait::WaitArgs),
+    /// Change how much the running proxy says
+    LogLevel(loglevel::LogLevelArgs),
     /// Print the version
     Version,
 }
@@ -62,6 +76,13 @@ pub fn main() -> ExitCode {
         }),
         Some(Command::Config(args)) => config::run(&args),
         Some(Command::Schema(args)) => schema::run(&args),
+        Some(Command::Explain(args)) => explain::run(&args),
+        Some(Command::Reload(args)) => reload::run(&args),
+        Some(Command::Drain(args)) => drain::drain(&args),
+        Some(Command::Undrain(args)) => drain::undrain(&args),
+        Some(Command::Quit(args)) => drain::quit(&args),
+        Some(Command::Wait(args)) => wait::run(&args),
+        Some(Command::LogLevel(args)) => loglevel::run(&args),
         Some(Command::Version) => check::print(&format!("bellwether {}\n", env!("CARGO_PKG_VERSION"))),
         None => {
             check::complain(&Cli::command().render_help().to_string());

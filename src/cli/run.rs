@@ -11,9 +11,12 @@ use tokio::time::Instant;
 
 use super::check::{self, Failure, Format};
 use crate::app::sockets::Sockets;
+use crate::app::systemd::Activated;
+use crate::app::upgrade::{Inherited, Successor};
 use crate::app::{self, Ended, Options, Signal, Source};
 use crate::config::Document;
 use crate::config::read::Reader;
+use crate::config::render::Look;
 use crate::snapshot::compile;
 use crate::telemetry::diagnostics;
 
@@ -63,6 +66,17 @@ pub(super) fn serve(
         Ok(log) => log,
         Err(error) => return machine(&error.to_string()),
     };
+    let successor = match Successor::capture() {
+        Ok(successor) => successor,
+        Err(error) => return machine(&error.to_string()),
+    };
+    // Both change the environment or adopt descriptors, so before any thread exists.
+    let (inherited, activated) = match (Inherited::receive_from_env(), Activated::receive()) {
+        (Ok(inherited), Ok(activated)) => (inherited, activated),
+        (Err(error), _) | (_, Err(error)) => {
+            return machine(&format!("sockets cannot be taken over: {error}"));
+        }
+    };
     let runtime = match app::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return machine(&error.to_string()),
@@ -73,18 +87,25 @@ pub(super) fn serve(
         if let Err(error) = listen_to_signals(&send) {
             return Err(machine(&error.to_string()));
         }
+        let sockets = Sockets::given(inherited, activated);
         let options = Options {
             document,
             source,
             log,
             seed,
-            sockets: Sockets::default(),
+            sockets,
+            successor,
             signals,
             began,
         };
-        let running = match app::start(options).await {
+        let mut running = match app::start(options).await {
             Ok(running) => running,
-            Err(refused) => {
+            Err(mut refused) => {
+                if let Some(inherited) = refused.inherited.take() {
+                    let why = crate::config::render::text(&refused.diagnostics, Look::default());
+                    // A predecessor that has gone needs no reason.
+                    inherited.report_failed(&why).unwrap_or(());
+                }
                 let failure = Failure {
                     diagnostics: refused.diagnostics,
                     name,
@@ -94,9 +115,8 @@ pub(super) fn serve(
             }
         };
         check::complain(&running.banner);
-        let ended = running.supervisor.run().await;
-        running.operators.cancel();
-        Ok(ended)
+        running.report_ready();
+        Ok(running.supervisor.run().await)
     });
     runtime.shutdown_background();
     match ended {
@@ -125,6 +145,7 @@ fn listen_to_signals(send: &mpsc::Sender<Signal>) -> io::Result<()> {
         (SignalKind::interrupt(), Signal::Stop(2)),
         (SignalKind::hangup(), Signal::Reload),
         (SignalKind::user_defined1(), Signal::Reopen),
+        (SignalKind::user_defined2(), Signal::Upgrade),
     ];
     for (kind, meaning) in wanted {
         let mut signals = signal(kind)?;

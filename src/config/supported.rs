@@ -75,7 +75,6 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
     let differs = consistency.policy.value != ConsistencyPolicy::Eventual || says_more;
     refuse.when(differs, "consistency", consistency.key);
     refuse.unless("priority", &policy.priority, "normal");
-    refuse.switch("max_in_flight", &policy.max_in_flight);
     refuse.when(true, "failure_when", policy.failure_when.key);
 }
 
