@@ -18,6 +18,7 @@ use crate::message::forwarded::Trust;
 use crate::message::replay::Replay;
 use crate::message::reply::{self, Format};
 use crate::message::request_id::RequestId;
+use crate::message::template::Values;
 use crate::message::trace::TraceContext;
 use crate::net::PeerInfo;
 use crate::net::wheel::Timer;
@@ -39,6 +40,8 @@ pub(crate) struct RequestCx {
     pub(super) uri: Uri,
     pub(super) version: Version,
     user_agent: Option<HeaderValue>,
+    /// Kept only where the access log has fields of its own.
+    pub(super) host: Option<Box<str>>,
     /// Index into the snapshot's routes.
     route: Option<u32>,
     pub(super) seat: Option<RouteSeat>,
@@ -98,6 +101,7 @@ impl RequestCx {
             } else {
                 None
             },
+            host: None,
             route: None,
             seat: None,
             cluster_seat: None,
@@ -214,6 +218,27 @@ impl RequestCx {
         let route = self.route(&self.view);
         let terminated_by = self.reason.map_or(TerminatedBy::None, Reason::fault);
         let time = u64::try_from(self.worker.since_epoch(self.started).as_micros()).unwrap_or(0);
+        let tls_peer = self.peer.tls.as_ref().and_then(|tls| tls.peer_names.first());
+        let values = Values {
+            client_ip: self.client_ip,
+            host: self.host.as_deref().unwrap_or(""),
+            path: self.uri.path(),
+            request_id: self.request_id.as_str(),
+            route: route.map_or("", |route| &route.name),
+            cluster: cluster.map_or("", |cluster| &cluster.name),
+            endpoint: endpoint.map_or("", |endpoint| &endpoint.label),
+            tls_peer: tls_peer.map_or("", |name| name),
+        };
+        let wanted = &self.view.snapshot.access_fields;
+        let rendered: Vec<String> = wanted
+            .iter()
+            .map(|(_, template)| template.render(&values))
+            .collect();
+        let fields: Vec<(&str, &[u8])> = wanted
+            .iter()
+            .zip(&rendered)
+            .map(|((name, _), value)| (&**name, value.as_bytes()))
+            .collect();
         let record = AccessRecord {
             time,
             request_id: self.request_id.as_str().as_bytes(),
@@ -247,7 +272,7 @@ impl RequestCx {
             t_tls: None,
             t_ttfb: self.ttfb,
             t_total: total,
-            fields: &[],
+            fields: &fields,
         };
         self.worker.log.write(settings, &record);
     }

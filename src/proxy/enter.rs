@@ -125,6 +125,9 @@ pub(super) fn enter(
         Ok(host) => host.to_owned(),
         Err(error) => return Err(bad_request(cx, &error)),
     };
+    if !view.snapshot.access_fields.is_empty() {
+        cx.host = Some(host.as_str().into());
+    }
     if cx.method == Method::CONNECT && extended.is_none() {
         // A gateway serves origins; it is no way out to arbitrary hosts.
         return Err(Reason::MethodUnsupported);

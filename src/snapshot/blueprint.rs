@@ -140,5 +140,6 @@ pub fn with_members(
         clusters,
         unrouted: Arc::clone(&current.unrouted),
         access_log: current.access_log.clone(),
+        access_fields: Arc::clone(&current.access_fields),
     })
 }

@@ -25,6 +25,7 @@ pub use registry::Registry;
 use crate::cluster::Cluster;
 use crate::message::forwarded::TrustedProxies;
 use crate::message::reply::Detail;
+use crate::message::template::Template;
 use crate::net::tls::ServerTls;
 use crate::net::{Address, proxy_protocol};
 use crate::route::{RequestView, Table};
@@ -48,6 +49,8 @@ pub struct Snapshot {
     pub unrouted: Arc<RouteMetrics>,
     /// How requests are logged; none when the log is off.
     pub access_log: Option<AccessSettings>,
+    /// Further fields of the access log. No template shows a request's own fields, so there is nothing to redact.
+    pub access_fields: Arc<[(Arc<str>, Template)]>,
 }
 
 /// Index of a cluster in its snapshot.

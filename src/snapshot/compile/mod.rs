@@ -116,6 +116,7 @@ pub fn compile(
             clusters: clusters.iter().map(|made| Arc::clone(&made.cluster)).collect(),
             unrouted: registry.recorder().unrouted(),
             access_log: telemetry.access_log,
+            access_fields: telemetry.access_fields,
         },
         plan: Plan {
             discovery: clusters

@@ -2,15 +2,18 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Context, LogSettings, MetricsSettings, address, policy};
 use crate::config::diagnostic::Span;
 use crate::config::telemetry as written;
+use crate::message::template::Template;
 use crate::telemetry::{AccessFilter, AccessFormat, AccessOutput, AccessSettings, LogFormat, LogLevel};
 
 pub(super) struct Made {
     pub(super) access_log: Option<AccessSettings>,
+    pub(super) access_fields: Arc<[(Arc<str>, Template)]>,
     pub(super) access_output: Option<AccessOutput>,
     pub(super) metrics: Option<MetricsSettings>,
     pub(super) log: LogSettings,
@@ -21,8 +24,14 @@ pub(super) fn all(cx: &mut Context<'_>) -> Made {
     let telemetry = &document.config.telemetry;
     let access = telemetry.access_log.value.as_ref().map(|log| access_log(log, cx));
     let (access_log, access_output) = access.unzip();
+    let access_fields = telemetry
+        .access_log
+        .value
+        .as_ref()
+        .map(|log| access_fields(log, cx));
     Made {
         access_log,
+        access_fields: access_fields.unwrap_or_default(),
         access_output,
         metrics: telemetry
             .metrics
@@ -76,6 +85,22 @@ fn access_log(written: &written::AccessLog, cx: &Context<'_>) -> (AccessSettings
         sample: written.sample.fraction(),
     };
     (settings, output)
+}
+
+fn access_fields(written: &written::AccessLog, cx: &mut Context<'_>) -> Arc<[(Arc<str>, Template)]> {
+    let mut fields = Vec::new();
+    for (name, value) in policy::pairs(written.fields.as_ref()) {
+        match Template::compile(&value.value) {
+            Ok(template) => fields.push((Arc::from(name.value.as_str()), template)),
+            Err(error) => cx.error(
+                "E0305",
+                format!("`{{{}}}` is not a template", error.name),
+                value.span,
+                "",
+            ),
+        }
+    }
+    fields.into()
 }
 
 /// Relative paths start at the directory of the file that names them.
