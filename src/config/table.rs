@@ -1,6 +1,6 @@
 //! One table per object of the schema, and everything that is made from it.
 //!
-//! The [`object!`] macro takes the rows of a table of the schema (key, type, default, meaning) and makes the struct,
+//! The `object!` macro takes the rows of a table of the schema (key, type, default, meaning) and makes the struct,
 //! its lowering from the tree, its merging over defaults, its long form for `config show`, and the rows that the JSON
 //! Schema, the reference and the suggestions read. A macro of our own, because a derive could not keep the default's
 //! text beside the field, and because five hand-written copies of sixty tables would differ within a month.

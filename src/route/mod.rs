@@ -2,7 +2,7 @@
 //!
 //! The file's order is the only precedence, so an operator can predict the winner by reading downward. A scan would
 //! say so directly and cost in proportion to the number of routes; the table answers the two questions that tell
-//! most routes apart, host and path, by lookup. Each lookup yields a [`Row`](rows::Row), the set of routes that it
+//! most routes apart, host and path, by lookup. Each lookup yields a `rows::Row`, the set of routes that it
 //! does not rule out; the sets are intersected, and only the survivors, lowest number first, are asked about method,
 //! headers, query, gRPC and client address. `MatchSettings::mismatch` is the same rule written as a scan: tests hold
 //! the table against it, and `explain` prints what it says.
