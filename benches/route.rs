@@ -74,7 +74,7 @@ fn main() {
     let mut forwarded = clean.clone();
     // From the second time on the fields are there and are replaced; the first time they are added.
     measure("forwarding fields replaced", || {
-        hop.write(black_box(&mut forwarded), "shop.example.com")
+        hop.write(black_box(&mut forwarded), "shop.example.com");
     });
     let trusted = TrustedProxies::new(["10.0.0.0/8".parse().expect("a network")]);
     measure("client address, untrusted peer", || {

@@ -16,3 +16,7 @@ pub mod server;
 pub mod snapshot;
 pub mod telemetry;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../tests/integration/support/pki.rs"]
+mod test_pki;

@@ -206,9 +206,8 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         kept: admin::Kept::default(),
     });
     let operators = CancellationToken::new();
-    let admin = match serve_operators(&plan, &context, &operators, &document, &mut diagnostics) {
-        Some(admin) => admin,
-        None => return Err(refused(diagnostics)),
+    let Some(admin) = serve_operators(&plan, &context, &operators, &document, &mut diagnostics) else {
+        return Err(refused(diagnostics));
     };
     let (outbox, inbox) = channels(commands, signals);
     let mut supervisor = Supervisor {

@@ -159,7 +159,7 @@ impl Supervisor {
                         return ended;
                     }
                 }
-                Some(event) = self.inbox.discovery.recv() => self.discovered(event),
+                Some(event) = self.inbox.discovery.recv() => self.discovered(&event),
                 Some(report) = self.inbox.probes.recv() => self.probed(report),
                 Some(_) = self.inbox.config_files.recv() => {
                     if self.plan.runtime.watch {
@@ -334,9 +334,8 @@ impl Supervisor {
         if dry_run {
             return report::report(ReloadOutcome::Valid, current.generation, changes, &diagnostics);
         }
-        let fresh = match self.bind(&compiled.snapshot.listeners, &document, &mut diagnostics) {
-            Some(fresh) => fresh,
-            None => return refused(&diagnostics),
+        let Some(fresh) = self.bind(&compiled.snapshot.listeners, &document, &mut diagnostics) else {
+            return refused(&diagnostics);
         };
         let generation = compiled.snapshot.generation;
         self.admin.config.store(Arc::new(report::config_text(&document)));
@@ -603,7 +602,7 @@ impl Supervisor {
 
     // ---- discovery and checks ----
 
-    fn discovered(&mut self, event: DiscoveryEvent) {
+    fn discovered(&mut self, event: &DiscoveryEvent) {
         let recorder = self.registry.recorder();
         let metrics = recorder.cluster(&event.cluster);
         let result = match event.asked {

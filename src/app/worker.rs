@@ -249,7 +249,7 @@ impl Orders {
         let given = Arc::clone(&key);
         let give_away = Rc::new(move |to: usize, io: crate::net::Io, peer: PeerInfo| {
             let Some(other) = others.get(to) else {
-                return Err((io, peer));
+                return Some((io, peer));
             };
             match io.detach() {
                 Ok(io) => {
@@ -260,9 +260,9 @@ impl Orders {
                     };
                     // A worker that has ended takes its connections with it.
                     drop(other.send(order));
-                    Ok(())
+                    None
                 }
-                Err(io) => Err((io, peer)),
+                Err(io) => Some((io, peer)),
             }
         });
         let accepting = Rc::new(Accepting {

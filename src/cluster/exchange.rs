@@ -154,8 +154,7 @@ impl Exchange {
     pub fn is_sent(&self) -> bool {
         match &self.kind {
             Kind::Http1 { exchange, .. } => exchange.is_sent(),
-            Kind::Http2(_) => true,
-            Kind::Done => true,
+            Kind::Http2(_) | Kind::Done => true,
         }
     }
 

@@ -112,11 +112,14 @@ impl Io {
     /// The connection itself, when it is not plain or its runtime does not let it go.
     pub fn detach(self) -> Result<Detached, Self> {
         match self.0 {
-            Kind::Tcp(stream) => stream.into_std().map(Detached::Tcp).map_err(|_| Self(Kind::Gone)),
+            Kind::Tcp(stream) => stream
+                .into_std()
+                .map(Detached::Tcp)
+                .map_err(|_gone| Self(Kind::Gone)),
             Kind::Unix(stream) => stream
                 .into_std()
                 .map(Detached::Unix)
-                .map_err(|_| Self(Kind::Gone)),
+                .map_err(|_gone| Self(Kind::Gone)),
             other => Err(Self(other)),
         }
     }
@@ -126,7 +129,7 @@ impl Io {
         match &mut self.0 {
             // Failing to set an option on a socket that is about to go changes nothing that could be repaired.
             Kind::Tcp(stream) => {
-                drop(socket2::SockRef::from(&*stream).set_linger(Some(std::time::Duration::ZERO)))
+                drop(socket2::SockRef::from(&*stream).set_linger(Some(std::time::Duration::ZERO)));
             }
             Kind::TlsServer(stream) => stream.get_mut().0.abort(),
             Kind::TlsClient(stream) => stream.get_mut().0.abort(),

@@ -318,7 +318,7 @@ pub(super) async fn attempt(
             }
             Some(Err(error)) => {
                 cx.upstream += worker.tools.wheel.now().since(started);
-                return Err(no_answer(cx, &endpoint.label, error, exchange, guard));
+                return Err(no_answer(cx, &endpoint.label, &error, exchange, guard));
             }
             None => {
                 cx.upstream += worker.tools.wheel.now().since(started);
@@ -376,7 +376,7 @@ fn not_connected(error: &ConnectError) -> Failed {
 fn no_answer(
     cx: &mut RequestCx,
     label: &str,
-    error: ExchangeError,
+    error: &ExchangeError,
     exchange: Exchange,
     guard: AttemptGuard,
 ) -> Failed {

@@ -117,7 +117,7 @@ impl Body {
             } = *streaming;
             match reason {
                 Reason::UpstreamClosed | Reason::UpstreamReset | Reason::UpstreamProtocol => {
-                    attempt.truncated()
+                    attempt.truncated();
                 }
                 _ => attempt.ignore(),
             }
@@ -244,10 +244,9 @@ fn rearm(ends: Option<Moment>, request: &RequestCx) {
 impl Drop for Body {
     fn drop(&mut self) {
         match &self.kind {
-            Kind::Done => {}
             // An answer to HEAD has content that nobody asks for.
             Kind::Local(_) => self.complete(),
-            Kind::Upstream(_) => {}
+            Kind::Done | Kind::Upstream(_) => {}
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::message::reply;
 use crate::message::request_id::RequestId;
 use crate::message::template::Values;
 use crate::net::PeerInfo;
-use crate::snapshot::cell::Reader;
+use crate::snapshot::cell::{Reader, World};
 use crate::snapshot::{Action, Listener, Snapshot};
 use crate::telemetry::{AccessWriter, ProcessMetrics, WorkerId};
 use crate::wire::{Early, Inbound, Refusal, Reply, Service, Toolbox};
@@ -82,7 +82,7 @@ impl Worker {
 /// A listener of one snapshot as one connection sees it.
 #[derive(Debug)]
 pub(crate) struct View {
-    source: Rc<Arc<Snapshot>>,
+    source: World,
     snapshot: Arc<Snapshot>,
     listener: Arc<Listener>,
     hop: Hop,
@@ -100,12 +100,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// The service of a connection that was accepted by `listener` of `source`.
-    pub fn new(
-        worker: Rc<Worker>,
-        source: Rc<Arc<Snapshot>>,
-        listener: Arc<Listener>,
-        peer: PeerInfo,
-    ) -> Self {
+    pub fn new(worker: Rc<Worker>, source: World, listener: Arc<Listener>, peer: PeerInfo) -> Self {
         let client = peer
             .client()
             .map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
@@ -173,7 +168,7 @@ enum Answered {
 }
 
 impl View {
-    fn new(source: Rc<Arc<Snapshot>>, listener: Arc<Listener>, peer: &PeerInfo, client: IpAddr) -> Self {
+    fn new(source: World, listener: Arc<Listener>, peer: &PeerInfo, client: IpAddr) -> Self {
         let scheme = if peer.tls.is_some() {
             Scheme::Https
         } else {

@@ -16,7 +16,8 @@ use crate::net::tls::{Alpn, HandshakeFailure};
 use crate::net::wheel::Timer;
 use crate::net::{Io, PeerInfo};
 use crate::proxy::{Frontend, Worker};
-use crate::snapshot::{Listener, Snapshot};
+use crate::snapshot::Listener;
+use crate::snapshot::cell::World;
 use crate::telemetry::{ConnectionRejection, Side, TlsResult};
 use crate::wire::{Drain, http1, http2};
 
@@ -37,7 +38,7 @@ pub struct Accepted {
 /// Serves a connection to its end.
 pub async fn serve(
     worker: Rc<Worker>,
-    source: Rc<Arc<Snapshot>>,
+    source: World,
     listener: Arc<Listener>,
     accepted: Accepted,
     drain: Rc<Drain>,
@@ -71,7 +72,7 @@ impl Drop for Open {
 
 async fn run(
     worker: Rc<Worker>,
-    source: Rc<Arc<Snapshot>>,
+    source: World,
     listener: Arc<Listener>,
     accepted: Accepted,
     drain: Rc<Drain>,

@@ -61,8 +61,8 @@ impl Load {
     }
 }
 
-/// How to send a connection to another worker.
-pub type GiveAway = Rc<dyn Fn(usize, Io, PeerInfo) -> Result<(), (Io, PeerInfo)>>;
+/// How to send a connection to another worker; what could not be sent comes back.
+pub type GiveAway = Rc<dyn Fn(usize, Io, PeerInfo) -> Option<(Io, PeerInfo)>>;
 
 /// One listener on one worker.
 pub struct Accepting {
@@ -126,7 +126,7 @@ impl Accepting {
     fn place(self: &Rc<Self>, io: Io, peer: PeerInfo) {
         match self.load.lighter_than(self.worker.id.index()) {
             Some(other) => {
-                if let Err((io, peer)) = (self.give_away)(other, io, peer) {
+                if let Some((io, peer)) = (self.give_away)(other, io, peer) {
                     self.serve(io, peer);
                 }
             }

@@ -46,16 +46,15 @@ impl Cell {
     }
 }
 
+/// A snapshot as the requests of one worker hold it: the outer count is the worker's own, no other core touches it.
+pub type World = Rc<Arc<Snapshot>>;
+
 /// One worker's view of the cell.
 #[derive(Debug)]
-#[expect(
-    clippy::redundant_allocation,
-    reason = "the outer count is this worker's own, so that requests do not contend for the shared one"
-)]
 pub struct Reader {
     cell: Arc<Cell>,
     version: LocalCell<u64>,
-    current: RefCell<Rc<Arc<Snapshot>>>,
+    current: RefCell<World>,
 }
 
 impl Reader {
@@ -71,7 +70,7 @@ impl Reader {
     }
 
     /// The present snapshot: one atomic load, and a reference count that no other core touches.
-    pub fn current(&self) -> Rc<Arc<Snapshot>> {
+    pub fn current(&self) -> World {
         let version = self.cell.version();
         if version != self.version.get() {
             self.version.set(version);

@@ -1,9 +1,7 @@
 //! Handshakes over an in-process connection, with certificates made for the occasion: what must work, and what must
 //! be refused and for which stated reason.
 
-#[path = "../../../tests/integration/support/pki.rs"]
-mod pki;
-
+use crate::test_pki as pki;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! What the compiler makes of whole files.
 
-#[path = "../../../tests/integration/support/pki.rs"]
-mod pki;
-
+use crate::test_pki as pki;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -83,6 +83,10 @@ pub enum ExchangeError {
 
 /// One request and its answer on one connection.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that are true or not on their own"
+)]
 pub struct Exchange<B> {
     connection: Connection,
     /// `None` once everything is sent.
