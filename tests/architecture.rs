@@ -47,11 +47,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
                     folders.push(path);
                 }
             } else if !name.starts_with(".git") {
-                found.push(
-                    path.strip_prefix(root())
-                        .expect("below the root")
-                        .to_path_buf(),
-                );
+                found.push(path.strip_prefix(root()).expect("below the root").to_path_buf());
             }
         }
     }
@@ -80,7 +76,10 @@ fn table(heading: &str) -> Vec<Vec<String>> {
             cells.map(|cell| cell.trim().replace('`', "")).collect()
         })
         .collect();
-    assert!(!rows.is_empty(), "docs/architecture.md has no table under {heading:?}");
+    assert!(
+        !rows.is_empty(),
+        "docs/architecture.md has no table under {heading:?}"
+    );
     rows
 }
 
@@ -90,7 +89,11 @@ fn layers() -> BTreeMap<String, u32> {
     for row in table("Layers") {
         let layer = row[0].parse().expect("the first column is a number");
         let module = row[1].clone();
-        assert_eq!(layers.insert(module.clone(), layer), None, "{module} is listed twice");
+        assert_eq!(
+            layers.insert(module.clone(), layer),
+            None,
+            "{module} is listed twice"
+        );
     }
     layers
 }
@@ -192,7 +195,9 @@ fn named(file: &Path, below: &str) -> BTreeMap<String, Vec<usize>> {
     for (number, line) in code.split_inclusive('\n').enumerate() {
         let number = number + 1;
         let opens = line.trim_end().ends_with('{')
-            && (line.starts_with("mod ") || line.starts_with("pub mod ") || line.starts_with("pub(crate) mod "));
+            && (line.starts_with("mod ")
+                || line.starts_with("pub mod ")
+                || line.starts_with("pub(crate) mod "));
         if opens {
             inline = 1;
         } else if line.starts_with('}') {
@@ -235,7 +240,10 @@ fn first_names(rest: &str) -> Vec<String> {
             .collect()
     };
     let Some(inside) = rest.strip_prefix('{') else {
-        return Some(word(rest)).filter(|name| !name.is_empty()).into_iter().collect();
+        return Some(word(rest))
+            .filter(|name| !name.is_empty())
+            .into_iter()
+            .collect();
     };
     let mut names = Vec::new();
     let mut level = 0;
@@ -277,10 +285,17 @@ fn every_module_has_a_layer_and_every_layer_a_module() {
     let listed: BTreeSet<String> = layers().into_keys().collect();
     let mut present: BTreeSet<String> = imports().into_keys().collect();
     present.insert("bellwether_core".to_owned());
-    assert_eq!(listed, present, "the table \"Layers\" of docs/architecture.md and src/ differ");
+    assert_eq!(
+        listed, present,
+        "the table \"Layers\" of docs/architecture.md and src/ differ"
+    );
     for row in table("Layers").iter().filter(|row| row[1] != "bellwether_core") {
         let folder = root().join("src").join(&row[1]);
-        assert!(folder.join("mod.rs").is_file(), "{} is no folder with a mod.rs", row[1]);
+        assert!(
+            folder.join("mod.rs").is_file(),
+            "{} is no folder with a mod.rs",
+            row[1]
+        );
     }
 }
 
@@ -295,7 +310,10 @@ fn imports_point_downward() {
             let Some(other) = layers.get(&name) else { continue };
             if name != module && *other >= layer {
                 let way = if *other > layer { "up" } else { "sideways" };
-                wrong.push(format!("{module} ({layer}) looks {way} to {name} ({other}): {}", places.join(", ")));
+                wrong.push(format!(
+                    "{module} ({layer}) looks {way} to {name} ({other}): {}",
+                    places.join(", ")
+                ));
             }
         }
     }
@@ -372,8 +390,19 @@ fn core_depends_on_nothing() {
         }
         let code = code(&read(&file));
         let code = code.split("#[cfg(test)]").next().unwrap_or("");
-        for word in ["std::time::Instant", "SystemTime", "std::net", "std::fs", "std::thread", "RandomState"] {
-            assert!(!code.contains(word), "{}: {word} has no place in core", file.display());
+        for word in [
+            "std::time::Instant",
+            "SystemTime",
+            "std::net",
+            "std::fs",
+            "std::thread",
+            "RandomState",
+        ] {
+            assert!(
+                !code.contains(word),
+                "{}: {word} has no place in core",
+                file.display()
+            );
         }
     }
 }
@@ -392,9 +421,15 @@ fn outside_crates_are_known_where_they_belong() {
         })
         .collect();
     for row in table("Who alone knows") {
-        let places: Vec<String> = row[1].split(',').map(|place| format!("src/{}", place.trim())).collect();
+        let places: Vec<String> = row[1]
+            .split(',')
+            .map(|place| format!("src/{}", place.trim()))
+            .collect();
         for place in &places {
-            assert!(root().join(place).exists(), "{place} of the table \"Who alone knows\" is not there");
+            assert!(
+                root().join(place).exists(),
+                "{place} of the table \"Who alone knows\" is not there"
+            );
         }
         for name in row[0].split(',').map(str::trim) {
             let path = format!("{name}::");
@@ -424,7 +459,11 @@ fn every_file_begins_by_saying_what_it_is() {
             }
         }
     }
-    assert!(silent.is_empty(), "no essay (`//!`) at the top of: {}", silent.join(", "));
+    assert!(
+        silent.is_empty(),
+        "no essay (`//!`) at the top of: {}",
+        silent.join(", ")
+    );
 }
 
 #[test]
@@ -495,12 +534,19 @@ fn what_the_map_points_at_is_there() {
                 continue;
             };
             let code = code(&read(path));
-            let defined = ["fn", "struct", "enum", "trait", "const", "type", "mod"].iter().any(|kind| {
-                code.match_indices(&format!("{kind} {name}"))
-                    .any(|(at, found)| !code[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
-            });
+            let defined = ["fn", "struct", "enum", "trait", "const", "type", "mod"]
+                .iter()
+                .any(|kind| {
+                    code.match_indices(&format!("{kind} {name}")).any(|(at, found)| {
+                        !code[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
+                    })
+                });
             if !defined {
-                wrong.push(format!("{}: {} does not define {name}", document.display(), path.display()));
+                wrong.push(format!(
+                    "{}: {} does not define {name}",
+                    document.display(),
+                    path.display()
+                ));
             }
         }
     }
@@ -511,7 +557,10 @@ fn what_the_map_points_at_is_there() {
 #[test]
 fn the_map_fits_on_a_few_screens() {
     let lines = read("docs/architecture.md").lines().count();
-    assert!(lines <= 300, "docs/architecture.md has {lines} lines; 300 are enough");
+    assert!(
+        lines <= 300,
+        "docs/architecture.md has {lines} lines; 300 are enough"
+    );
 }
 
 /// The reader of imports reads what it should.
@@ -523,6 +572,9 @@ fn comments_and_literals_are_not_code() {
     for gone in ["crate::b", "crate::c", "crate::f"] {
         assert!(!code.contains(gone), "{code}");
     }
-    assert_eq!(first_names("{net::{Io, tls}, wire, self::x};"), ["net", "wire", "self"]);
+    assert_eq!(
+        first_names("{net::{Io, tls}, wire, self::x};"),
+        ["net", "wire", "self"]
+    );
     assert_eq!(first_names("net::Io"), ["net"]);
 }

@@ -63,12 +63,14 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     run::serve(document, "demo".to_owned(), source, None, began)
 }
 
+/// In turn, so that the next answer visibly comes from the next service; Ctrl-C ends at once, nobody has to be told.
 fn configuration(args: &DemoArgs, services: &[SocketAddr]) -> String {
     let endpoints: Vec<String> = services.iter().map(|service| format!("\"{service}\"")).collect();
     format!(
         "listeners:\n  web: \"{}\"\nroutes:\n  - name: hello\n    cluster: app\nclusters:\n  app:\n    \
-         endpoints: [{}]\n    health_check: {{ path: /healthz, interval: 1s }}\nadmin:\n  address: \"{}\"\n\
-         telemetry:\n  access_log: {{ format: text }}\n",
+         endpoints: [{}]\n    load_balancing: round_robin\n    health_check: {{ path: /healthz, interval: 1s }}\n\
+         admin:\n  address: \"{}\"\ntelemetry:\n  access_log: {{ format: text }}\n\
+         runtime:\n  drain: {{ min: 0s, max: 5s }}\n",
         args.listen,
         endpoints.join(", "),
         args.admin
