@@ -80,6 +80,7 @@ pub(super) struct AttemptGuard {
     /// From the start to the head of the answer.
     rtt: Option<Duration>,
     code: u16,
+    grpc: Option<u8>,
     outcome: Option<Outcome>,
 }
 
@@ -97,6 +98,7 @@ impl AttemptGuard {
             started: now,
             rtt: None,
             code: 0,
+            grpc: None,
             outcome: None,
         }
     }
@@ -121,6 +123,7 @@ impl AttemptGuard {
 
     /// A gRPC status, in the head or in the trailers, is the last word.
     pub(super) fn grpc(&mut self, code: u8) {
+        self.grpc = Some(code);
         match code {
             2 | 4 | 13 | 14 | 15 => {
                 self.outcome = Some(Outcome::Failure(Origin::Remote));
@@ -130,6 +133,11 @@ impl AttemptGuard {
             8 => self.outcome = Some(Outcome::Pushback(None)),
             _ => {}
         }
+    }
+
+    /// The gRPC status as far as it is known.
+    pub(super) fn grpc_status(&self) -> Option<u8> {
+        self.grpc
     }
 
     /// The answer was complete.

@@ -4,6 +4,7 @@
 //! tried again only if it is idempotent and its content is still complete here. Retries prefer endpoints that have
 //! not been tried.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,8 +80,10 @@ pub(super) async fn attempts(
         None => false,
     };
     let debug = debug_wanted(view, &entered);
-    let target = prepare(view, cx, route, cluster, &mut entered, tls_peer)?;
+    let rewritten = prepare(view, cx, route, cluster, &mut entered, tls_peer)?;
     let deadline = grpc_deadline(&entered, route.timeout);
+    let mut headers = std::mem::take(&mut entered.headers);
+    let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
         cx.timer.set(cx.started.plus(timeout));
     }
@@ -116,26 +119,19 @@ pub(super) async fn attempts(
                 }
             },
         };
-        let host;
-        let headers = match &route.rewrite {
-            Some(rewrite) => {
-                let endpoint = &cluster.endpoints[index];
-                let mut values = entered.values(cx, &route.name, tls_peer);
-                values.cluster = &cluster.name;
-                values.endpoint = std::str::from_utf8(endpoint.authority.as_bytes()).unwrap_or("");
-                host = rewrite.host(&values);
-                if let Some(host) = &host {
-                    let value = HeaderValue::from_str(host).or(Err(Reason::ClientProtocol))?;
-                    entered.headers.insert(header::HOST, value);
-                }
-                &entered.headers
+        if let Some(rewrite) = &route.rewrite {
+            let mut values = entered.values(cx, &route.name, tls_peer);
+            values.cluster = &cluster.name;
+            values.endpoint = std::str::from_utf8(cluster.endpoints[index].authority.as_bytes()).unwrap_or("");
+            if let Some(host) = rewrite.host(&values) {
+                let host = HeaderValue::try_from(host).or(Err(Reason::ClientProtocol))?;
+                headers.insert(header::HOST, host);
             }
-            None => &entered.headers,
-        };
+        }
         let sendable = Sendable {
             method: &method,
             target: &target,
-            headers,
+            headers: &headers,
             upgrade: entered.upgrade.as_ref(),
             extended: entered.extended,
             secure: view.hop.scheme() == Scheme::Https,
@@ -375,7 +371,7 @@ fn debug_wanted(view: &View, entered: &Entered) -> bool {
         || (view.hop.trust() == Trust::Trusted && entered.headers.contains_key(DEBUG))
 }
 
-/// Writes the fields that we owe the service, and returns the target it gets.
+/// Writes the fields that we owe the service, and returns the target it gets if that is not the client's.
 fn prepare(
     view: &View,
     cx: &RequestCx,
@@ -383,7 +379,7 @@ fn prepare(
     cluster: &Cluster,
     entered: &mut Entered,
     tls_peer: Option<&str>,
-) -> Result<String, Reason> {
+) -> Result<Option<String>, Reason> {
     let mut target = None;
     if let Some(rewrite) = &route.rewrite {
         let path = entered.path();
@@ -392,7 +388,6 @@ fn prepare(
             .target(path, entered.query(), prefix)
             .or(Err(Reason::ClientProtocol))?;
     }
-    let target = target.unwrap_or_else(|| entered.target().into_owned());
     let host = std::mem::take(&mut entered.host);
     view.hop.write(&mut entered.headers, &host);
     entered.host = host;
@@ -435,7 +430,7 @@ fn forward(
         guard,
     } = answered;
     cx.status = head.status.as_u16();
-    cx.grpc_status = grpc::Code::of(&head.headers).map(grpc::Code::number);
+    cx.grpc_status = guard.grpc_status();
     cx.answered();
     let upgraded = upgrade::is_accepted(cx, &head);
     let protocol = if upgraded {
