@@ -895,7 +895,7 @@ impl Supervisor {
                     }
                     Command::Quit { now: true } => {
                         self.log_settle();
-                        return Some(Ended::Forced(0));
+                        return Some(Ended::Cut(self.connections(Direction::Inbound)));
                     }
                     Command::Drain { answer } => drop(answer.send(())),
                     // Dropping the answer says that it will not be done.

@@ -122,7 +122,8 @@ pub(super) async fn attempts(
         if let Some(rewrite) = &route.rewrite {
             let mut values = entered.values(cx, &route.name, tls_peer);
             values.cluster = &cluster.name;
-            values.endpoint = std::str::from_utf8(cluster.endpoints[index].authority.as_bytes()).unwrap_or("");
+            values.endpoint =
+                std::str::from_utf8(cluster.endpoints[index].authority.as_bytes()).unwrap_or("");
             if let Some(host) = rewrite.host(&values) {
                 let host = HeaderValue::try_from(host).or(Err(Reason::ClientProtocol))?;
                 headers.insert(header::HOST, host);
@@ -162,7 +163,7 @@ pub(super) async fn attempts(
                 }
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
                 mirror(view, cx, route, &sendable);
-                return Ok(forward(view, cx, route, cluster, answered, debug));
+                return Ok(forward(cx, route, cluster, answered, debug));
             }
             Err(failed) => {
                 let Some(trigger) = failed.trigger else {
@@ -417,7 +418,6 @@ fn grpc_deadline(entered: &Entered, timeout: Option<Duration>) -> Option<Duratio
 
 /// Makes the answer of an endpoint the answer to the client.
 fn forward(
-    view: &View,
     cx: &mut RequestCx,
     route: &Arc<Route>,
     cluster: &Cluster,
@@ -471,7 +471,6 @@ fn forward(
             head.headers.insert(attempts, HeaderValue::from(cx.attempts));
         }
     }
-    let _ = view;
     Forwarded {
         head,
         exchange,
@@ -483,7 +482,7 @@ fn forward(
 
 impl Forwarded {
     /// The reply that goes to the connection; from here on the context travels with it.
-    pub(super) fn into_reply(self, _view: &View, cx: Box<RequestCx>) -> Reply<Body> {
+    pub(super) fn into_reply(self, cx: Box<RequestCx>) -> Reply<Body> {
         let Self {
             head,
             exchange,

@@ -110,7 +110,6 @@ pub(super) fn enter(
     view: &View,
     cx: &mut RequestCx,
     request: Request<RequestBody>,
-    _tls_peer: Option<&str>,
 ) -> Result<Entered, Reason> {
     let (parts, body) = request.into_parts();
     let (uri, version, mut headers) = (parts.uri, parts.version, parts.headers);

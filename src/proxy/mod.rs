@@ -139,7 +139,7 @@ impl Frontend {
         tls_peer: Option<&str>,
     ) -> Result<Answered, Reason> {
         let Inbound { request, early, .. } = inbound;
-        let entered = enter::enter(view, cx, request, tls_peer)?;
+        let entered = enter::enter(view, cx, request)?;
         cx.phase = Phase::Route;
         let route = cx.route(view).ok_or(Reason::NoRoute)?;
         cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
@@ -206,7 +206,7 @@ impl Service for Frontend {
             let format = reply::format(inbound.request.headers());
             let outcome = Self::answer(&view, &mut cx, inbound, tls_peer.as_deref()).await;
             match outcome {
-                Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(&view, cx),
+                Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(cx),
                 Ok(Answered::Local(response)) => local(&view, cx, response),
                 Err(reason) => {
                     cx.end(reason);
