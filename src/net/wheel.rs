@@ -117,10 +117,7 @@ impl Wheel {
     /// Serves due timers for ever; spawn it once per worker.
     pub async fn drive(self) {
         loop {
-            let next = self
-                .inner
-                .borrow_mut()
-                .serve(self.clock.now().as_nanos() / TICK_NANOS);
+            let next = self.inner.borrow_mut().serve(self.now().as_nanos() / TICK_NANOS);
             let until = next.map(|tick| {
                 self.clock.instant(Moment::from_nanos(
                     tick.saturating_add(1).saturating_mul(TICK_NANOS),
