@@ -8,6 +8,8 @@
 
 pub mod http1;
 pub mod http2;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tunnel;
 
 use std::cell::{Cell, RefCell};

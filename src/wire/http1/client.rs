@@ -210,6 +210,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
             if !self.upgrade {
                 return Err(ExchangeError::Protocol("unasked_101"));
             }
+            // The switch happens behind the request, and there is a rest of it that the other protocol would swallow.
+            if self.upload.is_some() || self.broken.is_some() || !self.connection.output.is_empty() {
+                return Err(ExchangeError::Protocol("early_101"));
+            }
             self.keep_alive = false;
             return Ok(Answer::Final(response));
         }
@@ -228,10 +232,17 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
     /// Polls the content of the final answer, and goes on uploading.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.upload.is_some() || !self.connection.output.is_empty() {
-            // An upload that fails now cannot change an answer that has begun.
-            if self.drive_upload(cx).is_err() {
-                self.upload = None;
-                self.keep_alive = false;
+            match self.drive_upload(cx) {
+                Ok(()) => {}
+                // Nobody is there to read the answer.
+                Err(error @ (BodyError::Truncated | BodyError::Io(_) | BodyError::Reset(_))) => {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                // An upload that fails otherwise cannot change an answer that has begun.
+                Err(_) => {
+                    self.upload = None;
+                    self.keep_alive = false;
+                }
             }
         }
         let Connection { io, input, .. } = &mut self.connection;
@@ -249,17 +260,23 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
     }
 
     /// The connection, if another exchange may follow on it.
-    pub fn into_connection(self) -> Option<Connection> {
-        let clean = self.decoder.is_done()
+    pub fn into_connection(mut self) -> Option<Connection> {
+        let clean = self.decoder.is_reusable()
             && self.keep_alive
             && self.upload.is_none()
             && self.broken.is_none()
             && self.connection.output.is_empty()
             && self.connection.input.is_empty();
-        clean.then(|| Connection {
-            exchanges: self.connection.exchanges.saturating_add(1),
-            ..self.connection
-        })
+        if !clean {
+            return None;
+        }
+        // The buffers of a large answer would otherwise be held as long as the connection is idle.
+        if self.connection.input.capacity() > HEAD_READ {
+            self.connection.input = BytesMut::new();
+        }
+        self.connection.output.shrink(HEAD_READ);
+        self.connection.exchanges = self.connection.exchanges.saturating_add(1);
+        Some(self.connection)
     }
 
     /// The raw stream after 101.

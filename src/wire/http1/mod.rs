@@ -12,6 +12,8 @@ pub mod head;
 mod laws;
 mod scan;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::Pin;
@@ -37,6 +39,8 @@ const COPY_BELOW: usize = 8 * 1024;
 pub(super) enum Decoder {
     /// Nothing (more) belongs to the message.
     Done,
+    /// As `Done`, but the peer tried something on the way: its connection must not carry another message.
+    Spent,
     /// This many bytes are left.
     Length(u64),
     /// Chunks and trailers follow.
@@ -56,12 +60,26 @@ impl Decoder {
     }
 
     pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::Done | Self::Spent)
+    }
+
+    /// Whether another message may follow on the connection.
+    pub(super) fn is_reusable(&self) -> bool {
         matches!(self, Self::Done)
+    }
+
+    /// Bytes that are still to come, where that is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Done | Self::Spent => Some(0),
+            Self::Length(left) => Some(*left),
+            Self::Chunked(_) | Self::UntilClose => None,
+        }
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Done => SizeHint::with_exact(0),
+            Self::Done | Self::Spent => SizeHint::with_exact(0),
             Self::Length(left) => SizeHint::with_exact(*left),
             Self::Chunked(_) | Self::UntilClose => SizeHint::default(),
         }
@@ -72,14 +90,14 @@ impl Decoder {
         match self {
             Self::Length(left) => usize::try_from(*left).unwrap_or(BODY_READ).clamp(1024, BODY_READ),
             Self::Chunked(_) | Self::UntilClose => BODY_READ,
-            Self::Done => HEAD_READ,
+            Self::Done | Self::Spent => HEAD_READ,
         }
     }
 
     /// The next frame in `input`; `None` when more bytes are needed. After the last frame the decoder is done.
     fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame<Bytes>>, BodyError> {
         match self {
-            Self::Done => Ok(None),
+            Self::Done | Self::Spent => Ok(None),
             Self::Length(left) => {
                 if input.is_empty() {
                     return Ok(None);
@@ -95,7 +113,12 @@ impl Decoder {
                 Ok(None) => Ok(None),
                 Ok(Some(chunked::Decoded::Data(data))) => Ok(Some(Frame::data(data))),
                 Ok(Some(chunked::Decoded::End(trailers))) => {
-                    *self = Self::Done;
+                    // A field that must not come late was either a mistake or an attempt to smuggle.
+                    *self = if decoder.dropped_trailers() > 0 {
+                        Self::Spent
+                    } else {
+                        Self::Done
+                    };
                     Ok(trailers.map(Frame::trailers))
                 }
                 Err(error) => Err(BodyError::Malformed(error.name())),
@@ -164,6 +187,13 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn is_empty(&self) -> bool {
         self.flat.is_empty() && self.chunk.is_empty() && self.tail.is_empty() && !self.unflushed
+    }
+
+    /// Gives back what an idle connection does not need.
+    pub(super) fn shrink(&mut self, keep: usize) {
+        if self.flat.is_empty() && self.flat.capacity() > keep {
+            self.flat = BytesMut::new();
+        }
     }
 
     /// Whether another frame may be appended before something is written.

@@ -14,7 +14,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bellwether_core::{Dice, Moment};
@@ -57,6 +57,11 @@ const SHRINK_AFTER: Duration = Duration::from_millis(500);
 /// Unread request bytes that are swallowed to keep a connection, or to let the client read our last answer.
 const DRAIN_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
+/// How long an idle connection is kept once draining began: a client that was about to send its next request gets an
+/// answer that says close, instead of a reset that it may not be allowed to try again.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Interim responses that a client leaves unread are dropped beyond this; nobody depends on them.
+const INTERIM_BYTES: usize = 16 * 1024;
 
 /// How a connection ended, for logs and counters.
 #[derive(Debug)]
@@ -91,7 +96,9 @@ pub async fn serve<S: Service>(
                 scanned: 0,
                 decoder: Decoder::Done,
                 received: 0,
-                started: Moment::ZERO,
+                waited: Duration::ZERO,
+                waiting_since: Moment::ZERO,
+                failed: false,
             }),
             output: RefCell::new(Output::default()),
             continue_owed: Cell::new(false),
@@ -141,9 +148,28 @@ struct Input {
     buffer: BytesMut,
     scanned: usize,
     decoder: Decoder,
-    /// Body bytes of the present request, and since when, for the minimum rate.
+    /// Body bytes of the present request, for the minimum rate.
     received: u64,
-    started: Moment,
+    /// Time spent waiting for them. Time in which nobody wanted any is not the client's.
+    waited: Duration,
+    waiting_since: Moment,
+    /// The body could not be read; nothing that follows can be trusted to be a request.
+    failed: bool,
+}
+
+/// What a connection between two requests waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// It has not waited yet.
+    Nothing,
+    /// A first byte, with buffers at hand.
+    Awake,
+    /// A first byte, holding nothing but the socket.
+    Asleep,
+    /// A first byte, for a last time.
+    Draining,
+    /// The rest of a head.
+    Head,
 }
 
 enum Next {
@@ -177,8 +203,8 @@ impl Connection {
                 .answer(&exchange.method, exchange.version, may_continue, reply)
                 .await
             {
-                Ok(After::Continue) => {}
-                Ok(After::Close) => {
+                Ok(After::Continue) if self.swallow().await => {}
+                Ok(After::Continue | After::Close) => {
                     self.linger().await;
                     return Ended::Cleanly;
                 }
@@ -194,26 +220,14 @@ impl Connection {
     }
 
     /// Waits for the next head.
+    ///
+    /// A head that is there, or arrives in one read, sets no timer and reads no clock.
     async fn next(&mut self) -> Next {
         let shared = &*self.shared;
-        let keep_alive_until = self.tools.wheel.recent().plus(self.settings.keep_alive);
-        let mut idle = shared.input.borrow().buffer.is_empty();
-        let mut shrink = idle && self.requests > 0;
-        let until = self
-            .old_at
-            .map_or(keep_alive_until, |old| old.min(keep_alive_until));
-        if shrink {
-            shared
-                .timer
-                .set(self.tools.wheel.recent().plus(SHRINK_AFTER).min(until));
-        } else if idle {
-            shared.timer.set(until);
-        } else {
-            shared
-                .timer
-                .set(self.tools.wheel.recent().plus(self.settings.headers));
-        }
-        poll_fn(|cx| {
+        let wheel = &self.tools.wheel;
+        let mut wait = Wait::Nothing;
+        let mut fresh = false;
+        let next = poll_fn(|cx| {
             let mut input = shared.input.borrow_mut();
             let input = &mut *input;
             loop {
@@ -229,56 +243,66 @@ impl Connection {
                         Err(error) => return Poll::Ready(Next::Bad(Refusal::Head(error))),
                     }
                 }
+                let begun = head::has_begun(&input.buffer);
                 let mut io = shared.io.borrow_mut();
                 let Some(io) = io.as_mut() else {
                     return Poll::Ready(Next::Close);
                 };
                 match poll_fill(cx, io, &mut input.buffer, HEAD_READ) {
-                    Poll::Ready(Ok(0)) => {
-                        return Poll::Ready(if head::has_begun(&input.buffer) {
-                            Next::Gone
-                        } else {
-                            Next::Close
-                        });
-                    }
+                    Poll::Ready(Ok(0)) if begun => return Poll::Ready(Next::Gone),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Next::Close),
                     Poll::Ready(Ok(_)) => {
-                        if idle {
-                            idle = false;
-                            shrink = false;
-                            shared
-                                .timer
-                                .set(self.tools.wheel.now().plus(self.settings.headers));
-                        }
+                        fresh = true;
                         continue;
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Next::Failed(error)),
+                    Poll::Ready(Err(error)) if begun => return Poll::Ready(Next::Failed(error)),
+                    // However a client ends an idle connection, nothing is lost by it.
+                    Poll::Ready(Err(_)) => return Poll::Ready(Next::Close),
                     Poll::Pending => {}
                 }
-                if shared.timer.poll_expired(cx).is_ready() {
-                    if !idle {
-                        return Poll::Ready(Next::Bad(Refusal::HeadTimeout));
-                    }
-                    if !shrink {
-                        return Poll::Ready(Next::Close);
-                    }
-                    // Idle for a while: what is needed to wait is the socket alone.
-                    shrink = false;
-                    input.buffer = BytesMut::new();
-                    shared.output.borrow_mut().flat = BytesMut::new();
-                    shared.timer.set(until);
-                    continue;
+                if begun && wait != Wait::Head {
+                    // Slow heads are measured from their first byte, however often more of them arrives.
+                    wait = Wait::Head;
+                    shared.timer.set(wheel.now().plus(self.settings.headers));
+                } else if wait == Wait::Nothing {
+                    wait = Wait::Awake;
+                    // Good enough for a nap: a value that is too old only makes it begin earlier.
+                    let nap = SHRINK_AFTER.min(self.settings.keep_alive);
+                    shared.timer.set(wheel.recent().plus(nap));
                 }
                 // A request that has begun is still served while draining.
-                if idle && self.drain.poll_draining(cx) {
-                    return Poll::Ready(Next::Close);
+                if wait != Wait::Head && wait != Wait::Draining && self.drain.poll_draining(cx) {
+                    wait = Wait::Draining;
+                    shared.timer.set(wheel.now().plus(DRAIN_GRACE));
                 }
-                if idle && !shrink && input.buffer.capacity() > 0 && self.requests > 0 {
+                if shared.timer.poll_expired(cx).is_ready() {
+                    match wait {
+                        Wait::Head => return Poll::Ready(Next::Bad(Refusal::HeadTimeout)),
+                        Wait::Awake => {
+                            wait = Wait::Asleep;
+                            shared.output.borrow_mut().shrink(0);
+                            let now = wheel.now();
+                            let until = now.plus(self.settings.keep_alive.saturating_sub(SHRINK_AFTER));
+                            // An old connection is told so with its next answer; nobody comes for it if there is none.
+                            let until = self.old_at.map_or(until, |old| old.max(now).min(until));
+                            shared.timer.set(until);
+                            continue;
+                        }
+                        Wait::Nothing | Wait::Asleep | Wait::Draining => return Poll::Ready(Next::Close),
+                    }
+                }
+                if wait == Wait::Asleep && input.buffer.is_empty() {
                     input.buffer = BytesMut::new();
                 }
                 return Poll::Pending;
             }
         })
-        .await
+        .await;
+        if !fresh {
+            // It was pipelined, and the answer before it may have taken long.
+            wheel.now();
+        }
+        next
     }
 
     /// Turns a head into what the service gets.
@@ -287,7 +311,8 @@ impl Connection {
         let mut input = shared.input.borrow_mut();
         input.decoder = Decoder::new(head.framing);
         input.received = 0;
-        input.started = self.tools.wheel.recent();
+        input.waited = Duration::ZERO;
+        input.failed = false;
         let has_body = !input.decoder.is_done();
         drop(input);
         shared.timer.clear();
@@ -372,11 +397,18 @@ impl Connection {
         shared.answering.set(true);
         let now = self.tools.wheel.recent();
         let upgraded = tunnel.is_some() && head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if upgraded && !shared.input.borrow().decoder.is_done() {
+            // What is left of the content would be taken for the other protocol (RFC 9110 §7.8).
+            return Err(Ended::AnswerFailed(BodyError::Malformed(
+                "upgraded inside a request",
+            )));
+        }
         let aged = self.old_at.is_some_and(|old| now >= old);
-        // Unread content of a client that still waits for `100 Continue` will never come.
-        let unsent = shared.continue_owed.get();
-        let keep_alive =
-            may_continue && !aged && !unsent && !self.drain.is_draining() && !says_close(&head.headers);
+        let keep_alive = may_continue
+            && !aged
+            && !self.drain.is_draining()
+            && !says_close(&head.headers)
+            && self.may_swallow(head.status);
         let (framing, bodiless) = answer_framing(method, version, head.status, &head.headers, &*body);
         let keep_alive = keep_alive && framing != Framing::UntilClose;
         {
@@ -478,42 +510,79 @@ impl Connection {
             }
         })
         .await
-        .inspect_err(|ended| {
-            if let (Ended::AnswerFailed(_), Some(io)) = (ended, shared.io.borrow_mut().as_mut()) {
-                // Without a length, an orderly close would look like a complete answer.
-                if framing == Framing::UntilClose {
-                    io.abort();
-                }
-            }
-        })?;
+        .inspect_err(|ended| self.cut(ended, framing))?;
         if let (true, Some(start)) = (upgraded, tunnel) {
             return Ok(After::Tunnel(start));
         }
-        if keep_alive && self.discard_rest() {
-            Ok(After::Continue)
-        } else {
-            Ok(After::Close)
+        Ok(if keep_alive { After::Continue } else { After::Close })
+    }
+
+    /// The answer broke off: what there is of it still goes out, and the client can tell that it is not complete.
+    fn cut(&self, ended: &Ended, framing: Framing) {
+        let shared = &*self.shared;
+        let Ended::AnswerFailed(error) = ended else { return };
+        if !matches!(error, BodyError::Stalled) {
+            // One attempt, without waiting for anybody.
+            drop(shared.poll_flush(&mut Context::from_waker(Waker::noop())));
+        }
+        if framing == Framing::UntilClose
+            && let Some(io) = shared.io.borrow_mut().as_mut()
+        {
+            // Without a length, an orderly close would look like a complete answer.
+            io.abort();
         }
     }
 
-    /// Swallows what is left of the request body if that is little and already here.
-    fn discard_rest(&self) -> bool {
-        let mut input = self.shared.input.borrow_mut();
-        let input = &mut *input;
-        let mut swallowed = 0;
-        while !input.decoder.is_done() {
-            match input.decoder.decode(&mut input.buffer) {
-                Ok(Some(frame)) => {
-                    swallowed += frame.data_ref().map_or(0, Bytes::len);
-                    if swallowed > DRAIN_BYTES {
-                        return false;
-                    }
-                }
-                Ok(None) if input.decoder.is_done() => {}
-                Ok(None) | Err(_) => return false,
-            }
+    /// Whether the connection may go on although the request has not been read to its end. If not, the answer says so.
+    fn may_swallow(&self, status: StatusCode) -> bool {
+        let shared = &*self.shared;
+        let input = shared.input.borrow();
+        if input.decoder.is_done() {
+            return input.decoder.is_reusable();
         }
-        true
+        // Unread content of a client that still waits for `100 Continue` will never come.
+        if input.failed || shared.continue_owed.get() {
+            return false;
+        }
+        // Whoever is refused early should not have to send everything; whoever is answered early may be still read.
+        let refused = status.is_client_error() || status.is_server_error();
+        !refused
+            || input
+                .decoder
+                .left()
+                .is_some_and(|left| left <= DRAIN_BYTES as u64)
+    }
+
+    /// Swallows what is left of the request, if that is little and comes soon.
+    async fn swallow(&self) -> bool {
+        let shared = &*self.shared;
+        if shared.input.borrow().decoder.is_done() {
+            return shared.input.borrow().decoder.is_reusable();
+        }
+        shared.timer.set(self.tools.wheel.now().plus(LINGER));
+        let mut swallowed = 0;
+        poll_fn(|cx| {
+            let mut input = shared.input.borrow_mut();
+            let input = &mut *input;
+            let mut io = shared.io.borrow_mut();
+            let Some(io) = io.as_mut().filter(|_| !input.failed) else {
+                return Poll::Ready(false);
+            };
+            loop {
+                match input.decoder.poll_frame(cx, io, &mut input.buffer) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        swallowed += frame.data_ref().map_or(0, Bytes::len);
+                        if swallowed > DRAIN_BYTES {
+                            return Poll::Ready(false);
+                        }
+                    }
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                    Poll::Ready(None) => return Poll::Ready(input.decoder.is_reusable()),
+                    Poll::Pending => return shared.timer.poll_expired(cx).map(|()| false),
+                }
+            }
+        })
+        .await
     }
 
     async fn refuse<S: Service>(&self, service: &S, refusal: Refusal) -> Ended {
@@ -631,7 +700,9 @@ fn answer_framing<B: Body>(
     }
     if method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
         // What GET would have announced; nothing is sent.
-        let announced = head::declared_length(headers);
+        // An empty body says nothing here: it is that of an answer to HEAD.
+        let announced =
+            head::declared_length(headers).or(body.size_hint().exact().filter(|length| *length > 0));
         return (announced.map_or(Framing::None, Framing::Length), true);
     }
     match body.size_hint().exact() {
@@ -675,8 +746,12 @@ impl Shared {
     }
 
     fn interim(&self, status: StatusCode, headers: &HeaderMap) {
-        if !self.answering.get() && self.interim.get() {
-            encode::informational(&mut self.output.borrow_mut().flat, status, headers);
+        if self.answering.get() || !self.interim.get() {
+            return;
+        }
+        let mut output = self.output.borrow_mut();
+        if output.flat.len() < INTERIM_BYTES {
+            encode::informational(&mut output.flat, status, headers);
         }
     }
 }
@@ -709,43 +784,39 @@ impl RequestBody {
         let Some(io) = io.as_mut() else {
             return Poll::Ready(Some(Err(BodyError::Truncated)));
         };
-        match input.decoder.poll_frame(cx, io, &mut input.buffer) {
+        let polled = input.decoder.poll_frame(cx, io, &mut input.buffer);
+        let verdict = match polled {
             Poll::Pending => {
                 let Some(idle) = shared.body_idle else {
                     return Poll::Pending;
                 };
-                // The timer is armed by the first wait and moved by the next frame.
-                let wheel = shared.timer.wheel();
-                if shared.timer.is_armed() {
-                    if shared.timer.poll_expired(cx).is_ready() {
-                        return Poll::Ready(Some(Err(BodyError::Stalled)));
-                    }
-                } else {
-                    shared.timer.set(wheel.now().plus(idle));
-                    if shared.timer.poll_expired(cx).is_ready() {
-                        return Poll::Ready(Some(Err(BodyError::Stalled)));
-                    }
+                // The timer is armed by the first wait and cleared by the next frame.
+                if !shared.timer.is_armed() {
+                    input.waiting_since = shared.timer.wheel().now();
+                    shared.timer.set(input.waiting_since.plus(idle));
                 }
-                Poll::Pending
+                if shared.timer.poll_expired(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                Some(Err(BodyError::Stalled))
             }
             Poll::Ready(Some(Ok(frame))) => {
+                input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if shared.timer.is_armed() {
                     shared.timer.clear();
-                    input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                    let spent = shared.timer.wheel().now().since(input.started);
-                    if spent > RATE_AFTER && input.received < MIN_RATE * spent.as_secs() {
+                    input.waited += shared.timer.wheel().now().since(input.waiting_since);
+                    if input.waited > RATE_AFTER && input.received < MIN_RATE * input.waited.as_secs() {
+                        input.failed = true;
                         return Poll::Ready(Some(Err(BodyError::Stalled)));
                     }
-                } else {
-                    input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                Poll::Ready(Some(Ok(frame)))
+                return Poll::Ready(Some(Ok(frame)));
             }
-            other => {
-                shared.timer.clear();
-                other
-            }
-        }
+            Poll::Ready(other) => other,
+        };
+        shared.timer.clear();
+        input.failed = matches!(verdict, Some(Err(_)));
+        Poll::Ready(verdict)
     }
 
     pub(in crate::wire) fn is_end_stream(&self) -> bool {
