@@ -1,5 +1,6 @@
 //! One request to one endpoint and its answer, whatever protocol the connection speaks.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, he
 use http_body::{Frame, SizeHint};
 
 use super::connect::ConnectError;
-use super::pool::{Freshness, Lease, Pools, Ticket};
+use super::pool::{Freshness, Guard, Lease, Pools, Ticket};
 use super::{Cluster, Endpoint};
 use crate::message::replay::Upload;
 use crate::net::PeerInfo;
@@ -66,7 +67,10 @@ enum Kind {
         exchange: Box<http1::client::Exchange<Upload>>,
         ticket: Ticket,
     },
-    Http2(Box<http2::client::Exchange<Upload>>),
+    Http2 {
+        exchange: Box<http2::client::Exchange<Upload>>,
+        counted: Rc<RefCell<Guard>>,
+    },
     Done,
 }
 
@@ -107,7 +111,7 @@ impl Checkout {
 
     /// Whether requests on it are HTTP/2.
     pub fn is_http2(&self) -> bool {
-        matches!(self.lease, Lease::Http2(_))
+        matches!(self.lease, Lease::Http2(..))
     }
 }
 
@@ -130,7 +134,7 @@ impl Exchange {
                     kind: Kind::Http1 { exchange, ticket },
                 })
             }
-            Lease::Http2(connection) => {
+            Lease::Http2(connection, counted) => {
                 let connect = outgoing.upgrade.is_some();
                 if connect && !connection.takes_extended_connect() {
                     return Err(ExchangeError::Unsupported);
@@ -139,7 +143,10 @@ impl Exchange {
                 let exchange = http2::client::Exchange::start(&connection, request, body, connect)
                     .map_err(from_http2)?;
                 Ok(Self {
-                    kind: Kind::Http2(Box::new(exchange)),
+                    kind: Kind::Http2 {
+                        exchange: Box::new(exchange),
+                        counted,
+                    },
                 })
             }
         }
@@ -154,7 +161,7 @@ impl Exchange {
     pub fn is_sent(&self) -> bool {
         match &self.kind {
             Kind::Http1 { exchange, .. } => exchange.is_sent(),
-            Kind::Http2(_) | Kind::Done => true,
+            Kind::Http2 { .. } | Kind::Done => true,
         }
     }
 
@@ -162,7 +169,7 @@ impl Exchange {
     pub fn is_answered(&self) -> bool {
         match &self.kind {
             Kind::Http1 { exchange, .. } => exchange.is_answered(),
-            Kind::Http2(_) | Kind::Done => false,
+            Kind::Http2 { .. } | Kind::Done => false,
         }
     }
 
@@ -185,7 +192,7 @@ impl Exchange {
                 Err(http1::client::ExchangeError::Protocol(what)) => Err(ExchangeError::Protocol(what)),
                 Err(http1::client::ExchangeError::Request(error)) => Err(ExchangeError::Request(error)),
             }),
-            Kind::Http2(exchange) => Poll::Ready(match ready!(exchange.poll_answer(cx)) {
+            Kind::Http2 { exchange, .. } => Poll::Ready(match ready!(exchange.poll_answer(cx)) {
                 Ok(http2::client::Answer::Interim(response)) => {
                     let (parts, ()) = response.into_parts();
                     Ok(Answer::Interim(parts.status, parts.headers))
@@ -203,7 +210,7 @@ impl Exchange {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match &mut self.kind {
             Kind::Http1 { exchange, .. } => ready!(exchange.poll_frame(cx)),
-            Kind::Http2(exchange) => ready!(exchange.poll_frame(cx)),
+            Kind::Http2 { exchange, .. } => ready!(exchange.poll_frame(cx)),
             Kind::Done => None,
         };
         if frame.is_none() || self.is_end_stream() {
@@ -216,14 +223,16 @@ impl Exchange {
     pub fn finish(&mut self) {
         match std::mem::replace(&mut self.kind, Kind::Done) {
             Kind::Http1 { exchange, ticket } => ticket.finish(exchange.into_connection()),
-            Kind::Http2(_) | Kind::Done => {}
+            Kind::Http2 { .. } | Kind::Done => {}
         }
     }
 
     /// Gives the exchange up and says why its connection is closed.
     pub fn abandon(mut self, reason: CloseReason) {
-        if let Kind::Http1 { ticket, .. } = std::mem::replace(&mut self.kind, Kind::Done) {
-            ticket.close(reason);
+        match std::mem::replace(&mut self.kind, Kind::Done) {
+            Kind::Http1 { ticket, .. } => ticket.close(reason),
+            Kind::Http2 { exchange, .. } if reason == CloseReason::Aborted => exchange.time_out(),
+            Kind::Http2 { .. } | Kind::Done => {}
         }
     }
 
@@ -231,7 +240,7 @@ impl Exchange {
     pub fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Http1 { exchange, .. } => exchange.is_end_stream(),
-            Kind::Http2(exchange) => exchange.is_end_stream(),
+            Kind::Http2 { exchange, .. } => exchange.is_end_stream(),
             Kind::Done => true,
         }
     }
@@ -240,7 +249,7 @@ impl Exchange {
     pub fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Http1 { exchange, .. } => exchange.size_hint(),
-            Kind::Http2(exchange) => exchange.size_hint(),
+            Kind::Http2 { exchange, .. } => exchange.size_hint(),
             Kind::Done => SizeHint::with_exact(0),
         }
     }
@@ -252,9 +261,16 @@ impl Exchange {
                 exchange.into_tunnel(),
                 TunnelGuard {
                     _ticket: Some(ticket),
+                    _counted: None,
                 },
             )),
-            Kind::Http2(exchange) => Some((exchange.into_tunnel()?, TunnelGuard { _ticket: None })),
+            Kind::Http2 { exchange, counted } => Some((
+                exchange.into_tunnel()?,
+                TunnelGuard {
+                    _ticket: None,
+                    _counted: Some(counted),
+                },
+            )),
             Kind::Done => None,
         }
     }
@@ -264,6 +280,7 @@ impl Exchange {
 #[derive(Debug)]
 pub struct TunnelGuard {
     _ticket: Option<Ticket>,
+    _counted: Option<Rc<RefCell<Guard>>>,
 }
 
 fn from_http2(error: http2::client::ExchangeError) -> ExchangeError {

@@ -61,6 +61,10 @@ pub struct Pool {
     /// One HTTP/2 handshake at a time; the others wait for it.
     connecting: Cell<bool>,
     connected: Notify,
+    /// The endpoint chose HTTP/1.1 the last time, so there is nothing to wait for.
+    exclusive: Cell<bool>,
+    /// Connections that could not be opened; wraps.
+    failures: Cell<u32>,
     max_idle: Cell<usize>,
     idle_timeout: Cell<Option<Duration>>,
     max_requests: Cell<Option<u32>>,
@@ -77,13 +81,13 @@ struct Idle {
 #[derive(Debug)]
 struct Shared {
     connection: http2::client::Connection,
-    guard: Guard,
+    guard: Rc<RefCell<Guard>>,
     used: Moment,
 }
 
 /// Counts one open connection for as long as it lives.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     endpoint: Arc<EndpointState>,
     metrics: Arc<ClusterMetrics>,
     worker: WorkerId,
@@ -129,7 +133,8 @@ impl Drop for Guard {
 #[derive(Debug)]
 pub(super) enum Lease {
     Http1(http1::client::Connection, Ticket),
-    Http2(http2::client::Connection),
+    /// A shared connection; the guard counts it until its last exchange ends.
+    Http2(http2::client::Connection, Rc<RefCell<Guard>>),
 }
 
 /// The way back to the pool for an HTTP/1.1 connection; dropping it closes and uncounts the connection.
@@ -175,6 +180,8 @@ impl Pools {
                 shared: RefCell::default(),
                 connecting: Cell::new(false),
                 connected: Notify::new(),
+                exclusive: Cell::new(false),
+                failures: Cell::new(0),
                 max_idle: Cell::new(0),
                 idle_timeout: Cell::new(None),
                 max_requests: Cell::new(None),
@@ -217,17 +224,23 @@ impl Pool {
         if let (Freshness::Any, Some(lease)) = (freshness, self.reuse()) {
             return Ok(lease);
         }
-        loop {
-            // Several requests at once need one HTTP/2 connection, not several.
-            if may_share(cluster) && self.connecting.get() && freshness == Freshness::Any {
-                self.connected.notified().await;
-                if let Some(lease) = self.reuse() {
-                    return Ok(lease);
-                }
-                continue;
+        // Several requests at once need one HTTP/2 connection, not several.
+        while may_share(cluster)
+            && !self.exclusive.get()
+            && self.connecting.get()
+            && freshness == Freshness::Any
+        {
+            let failures = self.failures.get();
+            self.connected.notified().await;
+            if let Some(lease) = self.reuse() {
+                return Ok(lease);
             }
-            return self.open(cluster, endpoint, client).await;
+            if self.failures.get() != failures {
+                // To wait for each other's failures in turn would take the sum of their timeouts.
+                break;
+            }
         }
+        self.open(cluster, endpoint, client).await
     }
 
     fn reuse(self: &Rc<Self>) -> Option<Lease> {
@@ -235,19 +248,24 @@ impl Pool {
         {
             let mut shared = self.shared.borrow_mut();
             shared.retain(|entry| !entry.connection.is_closed() && entry.connection.exchanges() < limit);
-            if let Some(entry) = shared.iter_mut().find(|entry| entry.connection.has_room()) {
-                entry.used = self.owner.wheel.recent();
-                return Some(Lease::Http2(entry.connection.clone()));
+            for entry in shared.iter_mut() {
+                if entry.connection.has_room() {
+                    entry.used = self.owner.wheel.recent();
+                    return Some(Lease::Http2(entry.connection.clone(), Rc::clone(&entry.guard)));
+                }
             }
         }
+        let now = self.owner.wheel.recent();
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle {
             mut connection,
             mut guard,
-            ..
+            since,
         }) = idle.pop()
         {
-            if connection.is_reusable() {
+            // The sweep comes once a second; the race against the endpoint's own limit is lost in less.
+            let stale = now.since(since) >= self.idle_limit(&guard);
+            if !stale && connection.is_reusable() {
                 guard.moved(ConnectionState::Active);
                 guard.reason = CloseReason::Error;
                 return Some(Lease::Http1(
@@ -279,25 +297,31 @@ impl Pool {
             Ok(_) => cluster.metrics.connect_ended(worker, ConnectResult::Ok, took),
             Err(error) => cluster.metrics.connect_ended(worker, error.result(), took),
         }
+        let opened = opened.inspect_err(|_| self.failures.set(self.failures.get().wrapping_add(1)))?;
         guard.moved(ConnectionState::Active);
-        match opened? {
-            Opened::Http1(connection) => Ok(Lease::Http1(
-                connection,
-                Ticket {
-                    pool: Rc::clone(self),
-                    guard,
-                },
-            )),
+        match opened {
+            Opened::Http1(connection) => {
+                self.exclusive.set(true);
+                Ok(Lease::Http1(
+                    connection,
+                    Ticket {
+                        pool: Rc::clone(self),
+                        guard,
+                    },
+                ))
+            }
             Opened::Http2(connection) => {
                 guard.reason = CloseReason::Goaway;
+                self.exclusive.set(false);
+                let guard = Rc::new(RefCell::new(guard));
                 let used = self.owner.wheel.recent();
                 self.shared.borrow_mut().push(Shared {
                     connection: connection.clone(),
-                    guard,
+                    guard: Rc::clone(&guard),
                     used,
                 });
                 Inner::sweep_soon(&self.owner);
-                Ok(Lease::Http2(connection))
+                Ok(Lease::Http2(connection, guard))
             }
         }
     }
@@ -324,7 +348,7 @@ impl Pool {
             if entry.connection.active() > 0 {
                 entry.used = now;
             } else if now.since(entry.used) >= self.idle_timeout.get().unwrap_or(IDLE_HTTP2) {
-                entry.guard.reason = CloseReason::Idle;
+                entry.guard.borrow_mut().reason = CloseReason::Idle;
                 return false;
             }
             !entry.connection.is_closed()

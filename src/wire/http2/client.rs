@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -24,6 +24,9 @@ const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_BUFFER: usize = 128 * 1024;
 const HEADER_LIST: u32 = 64 * 1024;
+/// What small DATA frames may cost in bookkeeping while nobody reads them. One client that reads slowly must not end
+/// the connection of all others, so this is above what the window of the connection can hold of them.
+const SMALL_FRAMES: usize = 32 * 1024 * 1024;
 /// Interim responses that are tolerated before the final one.
 const MAX_INTERIM: u8 = 16;
 
@@ -39,6 +42,8 @@ struct State {
     closed: Cell<bool>,
     active: Cell<usize>,
     exchanges: Cell<u32>,
+    /// Signs of life of the peer, counted; wraps.
+    heard: Cell<u32>,
 }
 
 /// Opens a connection; the returned value is usable once the settings of the peer are known or assumed.
@@ -53,12 +58,14 @@ pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_LIST)
         .initial_max_send_streams(100)
+        .data_frame_budget(SMALL_FRAMES)
         .handshake::<_, Bytes>(io)
         .await?;
     let state = Rc::new(State {
         closed: Cell::new(false),
         active: Cell::new(0),
         exchanges: Cell::new(0),
+        heard: Cell::new(0),
     });
     let seen = Rc::clone(&state);
     tokio::task::spawn_local(async move {
@@ -71,13 +78,18 @@ pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
 }
 
 impl Connection {
-    /// Whether the connection has ended or was told to.
+    /// Whether the connection has ended or takes no more exchanges.
     pub fn is_closed(&self) -> bool {
         self.state.closed.get()
     }
 
-    /// Whether the peer allows another stream right now.
-    pub fn has_room(&self) -> bool {
+    /// Whether the peer allows another stream right now. One that has said GOAWAY does not, ever.
+    pub fn has_room(&mut self) -> bool {
+        // Answers at once: it waits only behind a request of this very handle.
+        let asked = self.send.poll_ready(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Err(_)) = asked {
+            self.state.closed.set(true);
+        }
         !self.is_closed() && self.state.active.get() < self.send.current_max_send_streams()
     }
 
@@ -89,6 +101,10 @@ impl Connection {
     /// Exchanges that were ever started.
     pub fn exchanges(&self) -> u32 {
         self.state.exchanges.get()
+    }
+
+    fn heard(&self) {
+        self.state.heard.set(self.state.heard.get().wrapping_add(1));
     }
 
     /// Whether the peer takes extended CONNECT (RFC 8441).
@@ -148,6 +164,8 @@ pub struct Exchange<B> {
     recv: Option<RecvBody>,
     raw: Option<RecvStream>,
     interim: u8,
+    /// What had been heard of the peer when this exchange began.
+    heard_before: u32,
 }
 
 /// What the endpoint said.
@@ -184,10 +202,12 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
         let (upload, connect) = match (connect, ended) {
             (true, _) => (None, Some(stream)),
             (false, true) => (None, None),
-            (false, false) => (Some(SendPump { stream, body }), None),
+            (false, false) => (Some(SendPump::new(stream, body)), None),
         };
+        let heard_before = connection.state.heard.get();
         Ok(Self {
             connection,
+            heard_before,
             response: Some(response),
             upload,
             connect,
@@ -200,12 +220,15 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
     /// Sends, and waits for the next response head.
     pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, ExchangeError>> {
         if let Err(error) = self.drive_upload(cx) {
+            // That says nothing about the peer.
+            self.heard_before = self.heard_before.wrapping_sub(1);
             return Poll::Ready(Err(ExchangeError::Request(error)));
         }
         let Some(response) = self.response.as_mut() else {
             return Poll::Ready(Err(ExchangeError::Protocol("answered_twice")));
         };
         if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            self.connection.heard();
             self.interim += 1;
             if self.interim > MAX_INTERIM {
                 return Poll::Ready(Err(ExchangeError::Protocol("too_many_interim_responses")));
@@ -214,6 +237,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
         }
         match std::pin::Pin::new(response).poll(cx) {
             Poll::Ready(Ok(response)) => {
+                self.connection.heard();
                 self.response = None;
                 let (parts, recv) = response.into_parts();
                 if self.connect.is_some() && parts.status.is_success() {
@@ -235,7 +259,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
             self.upload = None;
         }
         match self.recv.as_mut() {
-            Some(recv) => recv.poll_frame(cx),
+            Some(recv) => recv.poll_frame(cx).map(|frame| {
+                self.connection.heard();
+                frame
+            }),
             None => Poll::Ready(None),
         }
     }
@@ -250,6 +277,15 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
         self.recv
             .as_ref()
             .map_or_else(|| SizeHint::with_exact(0), RecvBody::size_hint)
+    }
+
+    /// Gives up waiting for the peer. A connection on which nothing was heard of it since this exchange began is
+    /// used no more: nothing else notices a peer that has vanished, and everybody would wait for it in turn.
+    pub fn time_out(self) {
+        let state = &self.connection.state;
+        if state.heard.get() == self.heard_before {
+            state.closed.set(true);
+        }
     }
 
     /// The stream as a tunnel, after an accepted extended CONNECT.

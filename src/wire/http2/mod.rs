@@ -6,7 +6,10 @@
 //! the peer has room for it: a slow reader on one side of the proxy slows the writer on the other.
 
 pub mod client;
+mod meter;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::Pin;
@@ -139,6 +142,18 @@ impl From<h2::Error> for PumpError {
 struct SendPump<B> {
     stream: SendStream<Bytes>,
     body: B,
+    /// Frames handed to the connection, to tell a slow peer from one that stopped.
+    sent: u64,
+}
+
+impl<B> SendPump<B> {
+    fn new(stream: SendStream<Bytes>, body: B) -> Self {
+        Self {
+            stream,
+            body,
+            sent: 0,
+        }
+    }
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> SendPump<B> {
@@ -155,7 +170,9 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> SendPump<B> {
                         None => return Poll::Ready(Err(PumpError::Reset)),
                     }
                 }
-            } else if let Poll::Ready(reason) = self.stream.poll_reset(cx) {
+            }
+            // Asked every time, because only this leaves a waker for a reset while the content is awaited.
+            if let Poll::Ready(reason) = self.stream.poll_reset(cx) {
                 return Poll::Ready(Err(reason.map_or(PumpError::Connection, |_| PumpError::Reset)));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
@@ -166,6 +183,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> SendPump<B> {
                             continue;
                         }
                         self.stream.send_data(data, end)?;
+                        self.sent += 1;
                         if end {
                             return Poll::Ready(Ok(()));
                         }

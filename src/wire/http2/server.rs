@@ -5,7 +5,7 @@
 //!
 //! A client that opens streams only to reset them makes the proxy work for nothing (CVE-2023-44487): resets before an
 //! answer are counted, and a connection on which they outweigh the requests that were let live is ended with
-//! ENHANCE_YOUR_CALM.
+//! ENHANCE_YOUR_CALM. Frames that ask for nothing are metered in the same spirit, see [`super::meter`].
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -20,8 +20,10 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
+use super::meter::{FRAMES_PER_REQUEST, Meter, Metered};
 use super::{PumpError, RecvBody, SendPump, StreamTunnel};
 use crate::net::Io;
+use crate::net::wheel::Timer;
 use crate::wire::{BodyError, Drain, Early, Inbound, Reply, RequestBody, Service, Toolbox, Tunnel};
 
 /// Limits and timeouts of a listener's HTTP/2 connections.
@@ -52,8 +54,14 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Resets before an answer that are nobody's fault, per window of [`RESET_WINDOW`].
 const RESETS_ALLOWED: u32 = 100;
 const RESET_WINDOW: Duration = Duration::from_secs(30);
-/// Between the first GOAWAY and the end: time for streams that were on their way.
-const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+/// Streams that a protocol error of the client made us reset, over the life of a connection (CVE-2025-8671).
+const ERROR_RESETS_ALLOWED: usize = 100;
+/// What small DATA frames may cost in bookkeeping while nobody reads them. The crate's default ends the connection of
+/// a client that sends many small messages to a slow service, which is no offence: windows bound what is buffered.
+const SMALL_FRAMES: usize = 2 * 1024 * 1024;
+/// After the first GOAWAY streams that were on their way are still taken for this long (RFC 9113 §6.8); and a
+/// connection without streams whose client does not let go of it is dropped after this.
+const GOAWAY_GRACE: Duration = Duration::from_secs(2);
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -72,6 +80,8 @@ struct Shared {
     tools: Toolbox,
     settings: Arc<Settings>,
     active: Cell<u32>,
+    /// When the last stream ended.
+    idle_since: Cell<Moment>,
     resets: Cell<u32>,
     opened: Cell<u32>,
     flooded: Cell<bool>,
@@ -81,6 +91,9 @@ struct Shared {
 impl Shared {
     fn stream_ended(&self) {
         self.active.set(self.active.get() - 1);
+        if self.active.get() == 0 {
+            self.idle_since.set(self.tools.wheel.recent());
+        }
         if (self.active.get() == 0 || self.flooded.get())
             && let Some(waker) = self.waker.borrow_mut().take()
         {
@@ -90,7 +103,7 @@ impl Shared {
 
     fn reset_unanswered(&self) {
         self.resets.set(self.resets.get() + 1);
-        if self.resets.get() > RESETS_ALLOWED && self.resets.get() * 2 > self.opened.get() {
+        if self.resets.get() > RESETS_ALLOWED && self.resets.get() * 2 >= self.opened.get() {
             self.flooded.set(true);
         }
     }
@@ -117,8 +130,11 @@ pub async fn serve<S: Service>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(Some(ERROR_RESETS_ALLOWED))
+        .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
-    let handshake = builder.handshake::<_, Bytes>(io);
+    let meter = Rc::new(Meter::new(wheel.clone()));
+    let handshake = builder.handshake::<_, Bytes>(Metered::new(io, Rc::clone(&meter)));
     let mut handshake = std::pin::pin!(handshake);
     let connection = poll_fn(|cx| {
         if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
@@ -141,6 +157,7 @@ pub async fn serve<S: Service>(
         tools,
         settings,
         active: Cell::new(0),
+        idle_since: Cell::new(now),
         resets: Cell::new(0),
         opened: Cell::new(0),
         flooded: Cell::new(false),
@@ -148,21 +165,26 @@ pub async fn serve<S: Service>(
     });
     let member = drain.join();
     let mut requests = 0_u32;
-    let mut leaving: Option<Moment> = None;
+    let mut course = Course::Serving;
     let mut window_ends = now.plus(RESET_WINDOW);
-    let mut idle_since = now;
     timer.set(old_at.map_or(now.plus(keep_alive), |old| old.min(now.plus(keep_alive))));
     poll_fn(move |cx| {
         loop {
             match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
                     let now = shared.tools.wheel.now();
+                    if matches!(course, Course::Leaving { until } if now >= until) {
+                        // The client has had its GOAWAY for a while; this stream can go elsewhere unseen.
+                        respond.send_reset(Reason::REFUSED_STREAM);
+                        continue;
+                    }
                     if now >= window_ends {
                         window_ends = now.plus(RESET_WINDOW);
                         shared.resets.set(0);
                         shared.opened.set(0);
                     }
-                    requests += 1;
+                    requests = requests.saturating_add(1);
+                    meter.earn(FRAMES_PER_REQUEST);
                     shared.opened.set(shared.opened.get() + 1);
                     shared.active.set(shared.active.get() + 1);
                     let task = Stream {
@@ -170,13 +192,26 @@ pub async fn serve<S: Service>(
                         service: Rc::clone(&service),
                     };
                     tokio::task::spawn_local(task.run(request, respond));
-                    if requests >= max_requests && leaving.is_none() {
-                        connection.graceful_shutdown();
-                        leaving = Some(Moment::FAR_FUTURE);
+                    if requests >= max_requests && matches!(course, Course::Serving) {
+                        course = Course::leave(&mut connection, now, &timer);
                     }
                     continue;
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::Failed(error)),
+                Poll::Ready(Some(Err(error))) => {
+                    let calm = error.reason() == Some(Reason::ENHANCE_YOUR_CALM) && !error.is_remote();
+                    // However a client ends a connection without streams, nothing is lost by it.
+                    let clean = error.is_io() && shared.active.get() == 0;
+                    return Poll::Ready(if calm {
+                        Ended::ResetFlood
+                    } else if clean {
+                        Ended::Cleanly
+                    } else {
+                        Ended::Failed(error)
+                    });
+                }
+                Poll::Ready(None) if matches!(course, Course::Thrown) => {
+                    return Poll::Ready(Ended::ResetFlood);
+                }
                 Poll::Ready(None) => return Poll::Ready(Ended::Cleanly),
                 Poll::Pending => {}
             }
@@ -188,46 +223,66 @@ pub async fn serve<S: Service>(
             if !known {
                 shared.waker.replace(Some(cx.waker().clone()));
             }
-            if shared.flooded.get() {
+            let flooded = shared.flooded.get() || meter.exhausted();
+            if flooded && !matches!(course, Course::Thrown) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                shared.flooded.set(false);
-                shared.resets.set(0);
-                leaving = Some(Moment::ZERO);
+                course = Course::Thrown;
                 timer.set(shared.tools.wheel.now().plus(GOAWAY_GRACE));
                 continue;
             }
-            if leaving.is_none() && member.poll_draining(cx) {
-                connection.graceful_shutdown();
-                leaving = Some(Moment::FAR_FUTURE);
+            if matches!(course, Course::Serving) && member.poll_draining(cx) {
+                course = Course::leave(&mut connection, shared.tools.wheel.now(), &timer);
                 continue;
             }
             if timer.poll_expired(cx).is_ready() {
                 let now = shared.tools.wheel.now();
-                if leaving == Some(Moment::ZERO) {
-                    return Poll::Ready(Ended::ResetFlood);
+                let idle_since = shared.idle_since.get();
+                let idle = shared.active.get() == 0;
+                match course {
+                    // It did not even take the GOAWAY.
+                    Course::Thrown => return Poll::Ready(Ended::ResetFlood),
+                    Course::Leaving { .. } if idle && now >= idle_since.plus(GOAWAY_GRACE) => {
+                        return Poll::Ready(Ended::Cleanly);
+                    }
+                    Course::Leaving { .. } => timer.set(now.plus(GOAWAY_GRACE)),
+                    Course::Serving => {
+                        let old = old_at.is_some_and(|old| now >= old);
+                        if old || (idle && now >= idle_since.plus(keep_alive)) {
+                            course = Course::leave(&mut connection, now, &timer);
+                        } else {
+                            let from = if idle { idle_since } else { now };
+                            let next = from.plus(keep_alive);
+                            timer.set(old_at.map_or(next, |old| old.min(next)));
+                        }
+                    }
                 }
-                if shared.active.get() > 0 {
-                    idle_since = now;
-                }
-                let old = old_at.is_some_and(|old| now >= old);
-                if leaving.is_none() && (old || now >= idle_since.plus(keep_alive)) {
-                    connection.graceful_shutdown();
-                    leaving = Some(now);
-                    // A peer that ignores GOAWAY on an idle connection is not waited for.
-                    timer.set(now.plus(keep_alive));
-                    continue;
-                }
-                if leaving.is_some() && shared.active.get() == 0 {
-                    return Poll::Ready(Ended::Cleanly);
-                }
-                let next = now.plus(keep_alive);
-                timer.set(old_at.filter(|old| *old > now).map_or(next, |old| old.min(next)));
                 continue;
             }
             return Poll::Pending;
         }
     })
     .await
+}
+
+/// How far a connection is from its end.
+#[derive(Debug, Clone, Copy)]
+enum Course {
+    /// Taking requests.
+    Serving,
+    /// GOAWAY is out; new streams are taken until then, for those that crossed it.
+    Leaving { until: Moment },
+    /// Ended for a flood.
+    Thrown,
+}
+
+impl Course {
+    /// Sends GOAWAY and looks from time to time whether the client has understood.
+    fn leave(connection: &mut h2::server::Connection<Metered, Bytes>, now: Moment, timer: &Timer) -> Self {
+        connection.graceful_shutdown();
+        let until = now.plus(GOAWAY_GRACE);
+        timer.set(until);
+        Self::Leaving { until }
+    }
 }
 
 /// One request on its own task.
@@ -245,6 +300,13 @@ impl<S: Service> Stream<S> {
 
     async fn serve(self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (parts, recv) = request.into_parts();
+        // A stream that was reset before anybody looked at it costs nothing further, least of all an upstream.
+        let mut respond = respond;
+        let reset = poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await;
+        if reset {
+            self.shared.reset_unanswered();
+            return;
+        }
         let respond = Rc::new(RefCell::new(respond));
         if parts.headers.len() > self.shared.settings.headers {
             let refusal = crate::wire::Refusal::Head(crate::wire::http1::head::HeadError::TooManyHeaders);
@@ -325,9 +387,14 @@ impl<S: Service> Stream<S> {
             || head.status == StatusCode::NO_CONTENT
             || head.status == StatusCode::NOT_MODIFIED
             || (body.is_end_stream() && tunnel.is_none());
-        if !bodiless
-            && tunnel.is_none()
+        if head.status == StatusCode::NO_CONTENT {
+            // RFC 9110 §8.6.
+            head.headers.remove(header::CONTENT_LENGTH);
+        } else if tunnel.is_none()
+            && head.status != StatusCode::NOT_MODIFIED
             && let Some(length) = body.size_hint().exact()
+            // An empty body says nothing about what GET would have had.
+            && !(head_only && length == 0)
             && !head.headers.contains_key(header::CONTENT_LENGTH)
         {
             head.headers
@@ -343,8 +410,8 @@ impl<S: Service> Stream<S> {
             start(Tunnel::Http2(Box::new(StreamTunnel::new(stream, recv)))).await;
             return;
         }
-        let mut pump = SendPump { stream, body };
-        let mut stall = None;
+        let mut pump = SendPump::new(stream, body);
+        let mut stall: Option<(Timer, u64)> = None;
         let result = poll_fn(|cx| match pump.poll(cx) {
             Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
@@ -353,11 +420,12 @@ impl<S: Service> Stream<S> {
                     stall = None;
                     return Poll::Pending;
                 };
-                let timer = stall.get_or_insert_with(|| {
-                    let timer = self.shared.tools.wheel.timer();
-                    timer.set(self.shared.tools.wheel.now().plus(idle));
-                    timer
-                });
+                let wheel = &self.shared.tools.wheel;
+                let (timer, seen) = stall.get_or_insert_with(|| (wheel.timer(), u64::MAX));
+                if *seen != pump.sent {
+                    *seen = pump.sent;
+                    timer.set(wheel.now().plus(idle));
+                }
                 timer
                     .poll_expired(cx)
                     .map(|()| Err(PumpError::Body(BodyError::Stalled)))
