@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use super::Document;
 use super::diagnostic::{Sources, Span};
+use super::supported;
 use super::table::{Lower as _, Shown};
 
 /// The YAML text.
@@ -55,7 +56,32 @@ fn whole(document: &Document) -> Shown {
     };
     // Named routes are easier to find; the rest has been laid over the routes and clusters.
     rows.retain(|(key, value, _)| !matches!(key.as_str(), "include" | "defaults") && !is_empty(value));
-    Shown::Map(rows)
+    let mut shown = Shown::Map(rows);
+    leave_out_unperformed(&mut shown);
+    shown
+}
+
+/// A default of something that this version does not perform is not in force, so it is not shown.
+fn leave_out_unperformed(shown: &mut Shown) {
+    match shown {
+        Shown::Map(rows) => {
+            rows.retain(|(key, value, span)| {
+                !supported::UNPERFORMED.contains(&key.as_str()) || is_written(value, *span)
+            });
+            for (_, value, _) in rows {
+                leave_out_unperformed(value);
+            }
+        }
+        Shown::List(items) => items.iter_mut().for_each(|(item, _)| leave_out_unperformed(item)),
+        Shown::Text(_) | Shown::Secret => {}
+    }
+}
+
+fn is_written(shown: &Shown, span: Span) -> bool {
+    match shown {
+        Shown::Map(rows) => rows.iter().any(|(_, value, span)| is_written(value, *span)),
+        Shown::List(_) | Shown::Text(_) | Shown::Secret => span.is_written(),
+    }
 }
 
 fn is_empty(shown: &Shown) -> bool {

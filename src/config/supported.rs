@@ -13,6 +13,33 @@ use super::table::{Lower, Shown, Sp};
 /// The code of these errors.
 pub const CODE: &str = "E0610";
 
+/// Keys whose defaults are not in force either, so `config show` leaves them out unless they are written.
+pub const UNPERFORMED: &[&str] = &[
+    "adaptive_concurrency",
+    "circuit_breaker",
+    "consistency",
+    "dashboard",
+    "failure_when",
+    "fallback",
+    "fault",
+    "fleet",
+    "heartbeat",
+    "hedge",
+    "leader",
+    "max_queue",
+    "operation",
+    "original_destination",
+    "outlier_detection",
+    "panic",
+    "prefer",
+    "priority",
+    "queue_timeout",
+    "rate_limit",
+    "retry_budget",
+    "tracing",
+    "zone_aware",
+];
+
 /// Refuses what is written and not performed.
 pub fn check(config: &Config, out: &mut Diagnostics) {
     let mut refuse = Refuse { out };
@@ -75,6 +102,7 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
     let differs = consistency.policy.value != ConsistencyPolicy::Eventual || says_more;
     refuse.when(differs, "consistency", consistency.key);
     refuse.unless("priority", &policy.priority, "normal");
+    refuse.unless("operation", &policy.operation, "auto");
     refuse.when(true, "failure_when", policy.failure_when.key);
 }
 
@@ -95,6 +123,11 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");
     refuse.unless("limits.queue_timeout", &cluster.limits.queue_timeout, "1s");
     refuse.unless("load_balancing.prefer", &cluster.load_balancing.prefer, "none");
+    refuse.when(
+        true,
+        "load_balancing.zone_aware",
+        cluster.load_balancing.zone_aware.key,
+    );
     refuse.switch("retry_budget", &cluster.retry_budget);
 }
 
