@@ -19,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop::unconstrained;
 
 use super::address::SocketAddress;
+use super::proxy_protocol::Proxied;
 use super::tls::{ClientStream, ServerStream, TlsInfo};
 
 /// A connected, bidirectional stream of bytes.
@@ -351,15 +352,6 @@ impl PeerInfo {
         self.proxied
             .map_or_else(|| self.local.ip(), |proxied| Some(proxied.destination))
     }
-}
-
-/// The connection that a proxy in front of us accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proxied {
-    /// The client.
-    pub source: SocketAddr,
-    /// What the client connected to.
-    pub destination: SocketAddr,
 }
 
 #[cfg(test)]

@@ -15,4 +15,5 @@ pub mod tls;
 pub mod wheel;
 
 pub use address::{Address, SocketAddress};
-pub use io::{Detached, IdleState, Io, PeerInfo, Proxied, Stream};
+pub use io::{Detached, IdleState, Io, PeerInfo, Stream};
+pub use proxy_protocol::Proxied;

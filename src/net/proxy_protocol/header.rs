@@ -1,19 +1,21 @@
-//! The PROXY protocol, versions 1 and 2: a header in front of a connection that says who the client was.
+//! The header itself: bytes to meaning and back, without a socket.
 //!
-//! Source: "The PROXY protocol", Willy Tarreau, haproxy.org/download/3.0/doc/proxy-protocol.txt. The parser is a pure
-//! function of the bytes so far: it says "more", "this and so many bytes", or "never", and it can say so at the
-//! earliest byte that decides. Whether a peer may be believed is not asked here; callers read a header from trusted
-//! peers only, because whoever may send one can claim to be anybody.
-//! Invariants: a prefix of a valid header is never an error; no header above [`MAX_HEADER`] bytes is waited for.
+//! The parser is a pure function of the bytes so far: it says "more", "this and so many bytes", or "never", and it
+//! can say so at the earliest byte that decides. It stands alone in this file so that a fuzz target can take it in.
+//! Invariants: a prefix of a valid header is never an error; no header above [`MAX_HEADER`] bytes is waited for; a
+//! verdict does not change when more bytes arrive.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
-
-use super::io::{Io, Proxied};
+/// The connection that a proxy in front of us accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxied {
+    /// The client.
+    pub source: SocketAddr,
+    /// What the client connected to.
+    pub destination: SocketAddr,
+}
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +37,6 @@ pub enum Version {
     V2,
 }
 
-/// Whether a connection may come without a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// A connection that does not begin with one is passed on as it is.
-    Optional,
-    /// A connection that does not begin with one is an error.
-    Required,
-}
-
 /// Why bytes are not a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -56,20 +49,6 @@ pub enum ParseError {
     /// It would be longer than we read.
     #[error("the PROXY header is too long")]
     TooLong,
-}
-
-/// Why no header could be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// What arrived is not a header.
-    #[error(transparent)]
-    Parse(#[from] ParseError),
-    /// The peer left in the middle of it, or before it.
-    #[error("the connection closed before the PROXY header was complete")]
-    Closed,
-    /// The socket failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
 }
 
 /// Looks for a header at the beginning of `bytes`: none yet, or the header and its length.
@@ -94,32 +73,6 @@ pub fn encode(version: Version, header: &Header, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads the header of a new connection and returns the connection behind it; nothing after the header is lost. The
-/// caller bounds the time.
-///
-/// # Errors
-/// See [`ReadError`]; the connection is closed then.
-pub async fn read_header(mut io: Io, presence: Presence) -> Result<(Option<Header>, Io), ReadError> {
-    let mut bytes = BytesMut::with_capacity(512);
-    loop {
-        let read = io.read_buf(&mut bytes).await?;
-        match (parse(&bytes), presence) {
-            (Ok(Some((header, length))), _) => {
-                let rest = bytes.split_off(length);
-                return Ok((Some(header), io.prefixed(rest.freeze())));
-            }
-            (Err(ParseError::Absent), Presence::Optional) => return Ok((None, io.prefixed(bytes.freeze()))),
-            // Too short to tell and nothing more to come: that is no header either.
-            (Ok(None), Presence::Optional) if read == 0 && !is_certain(&bytes) => {
-                return Ok((None, io.prefixed(bytes.freeze())));
-            }
-            (Ok(None), _) if read == 0 => return Err(ReadError::Closed),
-            (Ok(None), _) => {}
-            (Err(error), _) => return Err(error.into()),
-        }
-    }
-}
-
 /// The longest header that is read, in bytes.
 pub const MAX_HEADER: usize = V2_FIXED + V2_MAX_PAYLOAD;
 
@@ -141,7 +94,8 @@ fn begins_like(bytes: &[u8], signature: &[u8]) -> bool {
         .all(|(byte, expected)| byte == expected)
 }
 
-fn is_certain(bytes: &[u8]) -> bool {
+/// Whether `bytes` hold a whole signature: what comes can only be a header, or an error.
+pub(super) fn is_certain(bytes: &[u8]) -> bool {
     bytes.starts_with(V1_SIGNATURE) || bytes.starts_with(V2_SIGNATURE)
 }
 
@@ -334,10 +288,8 @@ fn encode_v2(header: &Header, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory;
     use super::*;
     use proptest::prelude::*;
-    use tokio::io::AsyncWriteExt;
 
     fn header(source: &str, destination: &str) -> Header {
         Header::Tcp(Proxied {
@@ -445,60 +397,6 @@ mod tests {
             parse(mapped.as_bytes()).unwrap().unwrap().0,
             header("192.0.2.1:1", "192.0.2.2:2")
         );
-    }
-
-    #[tokio::test]
-    async fn what_follows_the_header_is_still_there() {
-        let (mut near, far) = memory::pair(1024);
-        near.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n")
-            .await
-            .unwrap();
-        drop(near);
-        let (found, mut io) = read_header(far, Presence::Required).await.unwrap();
-        assert_eq!(found, Some(header("192.0.2.1:1", "192.0.2.2:2")));
-        let mut rest = String::new();
-        io.read_to_string(&mut rest).await.unwrap();
-        assert_eq!(rest, "GET / HTTP/1.1\r\n");
-    }
-
-    #[tokio::test]
-    async fn a_header_may_come_byte_by_byte_through_a_narrow_pipe() {
-        let (mut near, far) = memory::pair(1);
-        let mut bytes = Vec::new();
-        encode(Version::V2, &header("[2001:db8::1]:1", "[::1]:2"), &mut bytes);
-        bytes.extend_from_slice(b"x");
-        let (sent, read) = tokio::join!(near.write_all(&bytes), async {
-            let (found, mut io) = read_header(far, Presence::Required).await?;
-            Ok::<_, ReadError>((found, io.read_u8().await?))
-        });
-        sent.unwrap();
-        assert_eq!(read.unwrap(), (Some(header("[2001:db8::1]:1", "[::1]:2")), b'x'));
-    }
-
-    #[tokio::test]
-    async fn without_a_header_the_mode_decides() {
-        for (sent, optional_passes) in [
-            ("POST / HTTP/1.1\r\n", true),
-            ("PRO", true),
-            ("", true),
-            ("PROXY TCP4 1.2", false),
-            ("PROXY x\r\n", false),
-        ] {
-            for presence in [Presence::Optional, Presence::Required] {
-                let (mut near, far) = memory::pair(1024);
-                near.write_all(sent.as_bytes()).await.unwrap();
-                drop(near);
-                let read = read_header(far, presence).await;
-                if presence == Presence::Optional && optional_passes {
-                    let (found, mut io) = read.unwrap();
-                    let mut rest = String::new();
-                    io.read_to_string(&mut rest).await.unwrap();
-                    assert_eq!((found, rest.as_str()), (None, sent));
-                } else {
-                    assert!(read.is_err(), "{sent:?} {presence:?}");
-                }
-            }
-        }
     }
 
     fn any_header() -> impl Strategy<Value = Header> {
