@@ -104,8 +104,10 @@ impl Value {
     }
 }
 
-/// Text as a field value. What no field can hold (a control character in a certificate's name) becomes `?`.
+/// Text as a field value. What no field can hold (a control character in a certificate's name) becomes `?`, and blanks
+/// at the ends, as a field that stands for nothing leaves them behind, are no part of it (RFC 9110 section 5.5).
 pub(super) fn header_value(text: &str) -> HeaderValue {
+    let text = text.trim_matches([' ', '\t']);
     HeaderValue::from_str(text).unwrap_or_else(|_has_control_characters| {
         let cleaned: Vec<u8> = text
             .bytes()
@@ -125,7 +127,7 @@ fn one(name: &str, text: &str) -> Result<(HeaderName, Value), EditError> {
     let name = editable(name)?;
     let template = Template::compile(text)?;
     // Also the text between the fields must be fit for a header.
-    let Ok(fixed) = HeaderValue::from_str(text) else {
+    let Ok(fixed) = HeaderValue::from_str(text.trim_matches([' ', '\t'])) else {
         return Err(EditError::Value(name));
     };
     let value = if template.as_literal().is_some() {
@@ -199,6 +201,29 @@ mod tests {
             HeaderEdits::compile([], [("", "")], ["connection"]).unwrap_err(),
             EditError::Framing(http::header::CONNECTION)
         );
+    }
+
+    #[test]
+    fn no_value_begins_or_ends_with_a_blank() {
+        // RFC 9110 section 5.5: such blanks are not part of a value; RFC 9113 section 8.2.1: a peer resets the stream.
+        let edits = HeaderEdits::compile(
+            [("x-fixed", " 1\t"), ("x-where", "{cluster} {endpoint}")],
+            [("x-peer", "\t{tls_peer}")],
+            [],
+        )
+        .unwrap();
+        let mut headers = HeaderMap::new();
+        edits.apply(
+            &mut headers,
+            &Values {
+                endpoint: "",
+                tls_peer: " CN=a ",
+                ..values()
+            },
+        );
+        assert_eq!(headers["x-fixed"], "1");
+        assert_eq!(headers["x-where"], "ledger");
+        assert_eq!(headers["x-peer"], "CN=a");
     }
 
     #[test]
