@@ -93,12 +93,14 @@ impl TrustedProxies {
                 lines_from_the_right(headers, FOR).flat_map(|line| line.rsplit(|byte| *byte == b','));
             self.walk(peer, entries.map(address))
         } else if headers.contains_key(header::FORWARDED) {
-            let elements = lines_from_the_right(headers, header::FORWARDED)
-                .flat_map(|line| split_quoted(line, b',').into_iter().rev());
-            self.walk(
-                peer,
-                elements.map(|element| parameter(element, "for").and_then(|value| address(&value))),
-            )
+            let elements = lines_from_the_right(headers, header::FORWARDED).flat_map(elements_from_the_right);
+            let written = |element| {
+                is_element(element)
+                    .then(|| parameter(element, "for"))
+                    .flatten()
+                    .and_then(|value| address(&value))
+            };
+            self.walk(peer, elements.map(written))
         } else {
             peer
         }
@@ -144,6 +146,48 @@ fn address(written: &[u8]) -> Option<IpAddr> {
 
 fn is_port(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
+/// The elements of one line of `Forwarded`, the rightmost first.
+///
+/// A comma in a quoted string separates nothing. But in a line that breaks the grammar somewhere, every comma does: a
+/// proxy may have appended its element to a line with an open quote, which would swallow what it wrote.
+fn elements_from_the_right(line: &[u8]) -> SmallVec<[&[u8]; MOST_HOPS]> {
+    let mut elements = split_quoted(line, b',');
+    if elements.iter().all(|element| is_element(element)) {
+        elements.reverse();
+        elements
+    } else {
+        line.rsplit(|byte| *byte == b',').take(MOST_HOPS).collect()
+    }
+}
+
+/// Whether something is an element of `Forwarded` (RFC 7239 section 4): pairs of a name and a token or quoted string.
+/// An address with colons or brackets may come without quotes, as many write it.
+fn is_element(written: &[u8]) -> bool {
+    let is_plain = |text: &[u8]| !text.iter().any(|byte| b" \t\"\\,;".contains(byte));
+    split_quoted(written, b';').into_iter().all(|pair| {
+        let pair = pair.trim_ascii();
+        let Some(equals) = memchr::memchr(b'=', pair) else {
+            return pair.is_empty();
+        };
+        let (name, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
+        !name.is_empty() && is_plain(name) && (is_plain(value) || is_quoted(value))
+    })
+}
+
+/// Whether a text is one quoted string, no more and no less.
+fn is_quoted(text: &[u8]) -> bool {
+    let Some((b'"', mut rest)) = text.split_first() else {
+        return false;
+    };
+    loop {
+        match rest {
+            [b'"'] => return true,
+            [b'"', ..] | [] | [b'\\'] => return false,
+            [b'\\', _, behind @ ..] | [_, behind @ ..] => rest = behind,
+        }
+    }
 }
 
 /// Splits at a separator outside of quoted strings (RFC 9110 section 5.6.4); at most [`MOST_HOPS`] parts, the
@@ -417,6 +461,36 @@ mod tests {
         assert_eq!(of("10.0.0.1", &[(f, "for=_hidden, for=10.0.0.9")]), "10.0.0.9");
         // The field that is read wins; the other is not mixed in.
         assert_eq!(of("10.0.0.1", &[(f, "for=1.1.1.1"), (xff, "2.2.2.2")]), "2.2.2.2");
+    }
+
+    #[test]
+    fn an_open_quote_cannot_swallow_what_a_proxy_appended() {
+        let of = |line: &str| {
+            trusted()
+                .client_ip(ip("10.0.0.1"), &fields(&[("forwarded", line)]))
+                .to_string()
+        };
+        for hostile in [
+            "for=\"",
+            "for=9.9.9.9;x=\"",
+            "for=\"\\",
+            "\"",
+            "for=9.9.9.9, x=\"a",
+            "a\"b\"c=\"",
+        ] {
+            for appended in [
+                "for=203.0.113.9",
+                "for=203.0.113.9;host=\"shop.example:8080\";proto=http",
+                "for=203.0.113.9;host=\"a\\\"b\"",
+                "for=\"203.0.113.9:80\"",
+            ] {
+                assert_eq!(
+                    of(&format!("{hostile}, {appended}")),
+                    "203.0.113.9",
+                    "{hostile} | {appended}"
+                );
+            }
+        }
     }
 
     #[test]
