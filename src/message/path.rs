@@ -10,7 +10,7 @@
 //! - `%2F` and all other escapes stay what they are: data, not separators.
 //!
 //! Refused is what cannot have one reading: broken escapes, `%00`, bytes that a path does not have, a backslash, and
-//! dot segments that only a second decoding or a path parameter would reveal (`..%2f`, `%2e%2e%5c`, `..;`).
+//! dot segments that only a second decoding or a path parameter would reveal (`..%2f`, `%2e%2e%5c`, `..;`, `..%3b`).
 //!
 //! A path that is already in this spelling, which is nearly every path, is neither copied nor changed. The query is
 //! never touched: [`check_query`] only refuses bytes that a query does not have.
@@ -180,10 +180,17 @@ fn hides_dots(segment: &str) -> bool {
         .replace("%25", "%")
         .replace("%2e", ".")
         .replace("%2E", ".");
-    let encoded = ["%2F", "%2f", "%5C", "%5c"];
+    let encoded = [
+        ("%2F", "/"),
+        ("%2f", "/"),
+        ("%5C", "/"),
+        ("%5c", "/"),
+        ("%3B", ";"),
+        ("%3b", ";"),
+    ];
     encoded
         .iter()
-        .fold(twice, |text, slash| text.replace(slash, "/"))
+        .fold(twice, |text, (escape, plain)| text.replace(escape, plain))
         .split('/')
         .any(is_dots)
 }
@@ -268,6 +275,8 @@ mod tests {
             ("/a/..;x=1/b", HiddenDots),
             ("/%252e%252e/x", HiddenDots),
             ("/..%252fx", HiddenDots),
+            ("/..%3Bx/admin", HiddenDots),
+            ("/..%253bx/admin", HiddenDots),
         ] {
             assert_eq!(normalise(path), Err(why), "{path}");
         }
