@@ -119,15 +119,19 @@ pub(super) async fn attempts(
                 }
             },
         };
-        if let Some(rewrite) = &route.rewrite {
+        let endpoint = &cluster.endpoints[index];
+        let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
             let mut values = entered.values(cx, &route.name, tls_peer);
             values.cluster = &cluster.name;
-            values.endpoint =
-                std::str::from_utf8(cluster.endpoints[index].authority.as_bytes()).unwrap_or("");
-            if let Some(host) = rewrite.host(&values) {
-                let host = HeaderValue::try_from(host).or(Err(Reason::ClientProtocol))?;
-                headers.insert(header::HOST, host);
-            }
+            values.endpoint = std::str::from_utf8(endpoint.authority.as_bytes()).unwrap_or("");
+            rewrite.host(&values)
+        });
+        if let Some(host) = rewritten {
+            let host = HeaderValue::try_from(host).or(Err(Reason::ClientProtocol))?;
+            headers.insert(header::HOST, host);
+        } else if entered.host.is_empty() {
+            // A client of HTTP/1.0 may name no host; what we send must (RFC 9112 §3.2): the endpoint's own.
+            headers.insert(header::HOST, endpoint.authority.clone());
         }
         let sendable = Sendable {
             method: &method,
