@@ -24,6 +24,7 @@ for target in "${targets[@]}"; do
         # Longer than the longest header that is waited for.
         proxy_protocol) options+=(-max_len=4400) ;;
     esac
+    if [ "$target" = config ]; then inputs+=(config); fi
     log=$(mktemp)
     if ! cargo +nightly fuzz run "$target" "${inputs[@]}" -- "${options[@]}" >"$log" 2>&1; then
         tail -n 60 "$log"
