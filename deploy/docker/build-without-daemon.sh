@@ -72,7 +72,7 @@ listeners:
 routes:
   - cluster: app
 clusters:
-  app: [127.0.0.1:9001]
+  app: { endpoints: [127.0.0.1:9001] }
 YAML
 buildah copy --quiet "$container" "$context/bellwether.yaml" /etc/bellwether/bellwether.yaml >/dev/null
 buildah run "$container" -- /bellwether check -c /etc/bellwether/bellwether.yaml

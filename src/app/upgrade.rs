@@ -25,10 +25,12 @@
 //! Invariants: until the new process said that it is ready the old one serves as if nothing happened, and a failed
 //! exchange leaves no process behind. Numbers are big endian.
 
+use std::convert::Infallible;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
+use std::future::pending;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -226,7 +228,11 @@ impl Handover {
             })?;
         let mut child = Starting(Some(child));
         let patience = self.patience;
-        match timeout(patience, self.exchange(ours, &mut child)).await {
+        let outcome = tokio::select! {
+            outcome = timeout(patience, self.exchange(ours, &mut child)) => outcome,
+            never = signs_of_life() => match never {},
+        };
+        match outcome {
             Ok(Ok(())) => Ok(child.keep()),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(NotReplaced::TooSlow(patience)),
@@ -276,6 +282,17 @@ impl Handover {
                 .await?;
         }
         peer.write_all(&self.state).await
+    }
+}
+
+/// The caller waits here for longer than systemd's watchdog may, and it is the main process until the end.
+async fn signs_of_life() -> Infallible {
+    let Some(every) = systemd::watchdog_interval() else {
+        return pending().await;
+    };
+    loop {
+        sleep(every).await;
+        drop(systemd::watchdog());
     }
 }
 
