@@ -169,6 +169,7 @@ fn run(
             parts,
             others,
             listeners: HashMap::new(),
+            left: HashMap::new(),
         }
         .obey(orders)
         .await;
@@ -191,6 +192,8 @@ struct Orders {
     parts: Parts,
     others: Vec<mpsc::UnboundedSender<Order>>,
     listeners: HashMap<Arc<str>, Running>,
+    /// Listeners that no longer accept here: another worker may still have sent us one of their connections.
+    left: HashMap<Arc<str>, Running>,
 }
 
 struct Running {
@@ -221,9 +224,13 @@ impl Orders {
                     if let Some(running) = self.listeners.remove(&key) {
                         running.stop.begin();
                         running.accepting.drain.begin();
+                        self.left.insert(key, running);
                     }
                 }
-                Order::Serve { key, io, peer } => match (self.listeners.get(&key), io.attach()) {
+                Order::Serve { key, io, peer } => match (
+                    self.listeners.get(&key).or_else(|| self.left.get(&key)),
+                    io.attach(),
+                ) {
                     (Some(running), Ok(io)) => running.accepting.serve(io, *peer),
                     (None, _) | (_, Err(_)) => {}
                 },
