@@ -17,7 +17,8 @@ SUITE=${SUITE:-bookworm}
 MIRROR=${MIRROR:-http://deb.debian.org/debian}
 WORK=${WORK:-${XDG_CACHE_HOME:-$HOME/.cache}/bellwether-image}
 # chroot instead of containers, plain directories instead of overlays: works inside other containers.
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+export BUILDAH_ISOLATION=chroot
+buildah() { command buildah --storage-driver vfs "$@"; }
 
 for tool in buildah debootstrap git cargo rustc; do
     command -v "$tool" >/dev/null || { echo "$tool is missing" >&2; exit 1; }
