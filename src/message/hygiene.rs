@@ -67,6 +67,11 @@ pub fn authority<'a>(
 
 fn checked(host: &[u8]) -> Result<&str, BadAuthority> {
     let malformed = BadAuthority::Malformed;
+    // One pass over what nearly all hosts are made of: a name or an IPv4 address, and a port.
+    let name = host.iter().take_while(|byte| is_name_byte(**byte)).count();
+    if name > 0 && is_plain_port(&host[name..]) {
+        return std::str::from_utf8(host).or(Err(malformed));
+    }
     let Ok(text) = std::str::from_utf8(host) else {
         return Err(malformed);
     };
@@ -84,11 +89,7 @@ fn checked(host: &[u8]) -> Result<&str, BadAuthority> {
         return Err(BadAuthority::UserInfo);
     }
     let is_literal = text.starts_with('[');
-    let name_is_fine = is_literal
-        || (!name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')));
+    let name_is_fine = is_literal || (!name.is_empty() && name.bytes().all(is_name_byte));
     let port_is_fine = port.is_empty()
         || port.strip_prefix(':').is_some_and(|digits| {
             digits.len() <= 5
@@ -99,6 +100,19 @@ fn checked(host: &[u8]) -> Result<&str, BadAuthority> {
         Ok(text)
     } else {
         Err(malformed)
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Nothing, or a colon and up to four digits: any such number is a port.
+fn is_plain_port(rest: &[u8]) -> bool {
+    match rest {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 4 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
     }
 }
 
@@ -221,6 +235,10 @@ pub fn clean_response(headers: &mut HeaderMap) {
 fn remove_hop(headers: &mut HeaderMap, seen: Seen) {
     if seen.0 & Seen::CONNECTION != 0 {
         let named: SmallVec<[HeaderName; 4]> = options(headers)
+            // In nearly every answer, and removed below if they are fields at all.
+            .filter(|option| {
+                !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close")
+            })
             .filter_map(|option| HeaderName::from_bytes(option).ok())
             .filter(|name| *name != header::TE && !is_protected(name.as_str()))
             .collect();

@@ -232,8 +232,8 @@ impl<'a> Tries<'a> {
         {
             return Some(RetryTrigger::Status);
         }
-        let code = grpc::Code::of(&answered.head.headers).filter(|_| !on.grpc.is_empty())?;
-        on.grpc.contains(&code.number()).then_some(RetryTrigger::Grpc)
+        let code = answered.guard.grpc_status()?;
+        on.grpc.contains(&code).then_some(RetryTrigger::Grpc)
     }
 
     /// Decides about another try after this one.
@@ -412,7 +412,7 @@ fn prepare(
 fn grpc_deadline(entered: &Entered, timeout: Option<Duration>) -> Option<Duration> {
     let asked = entered
         .headers
-        .get("grpc-timeout")
+        .get(&grpc::GRPC_TIMEOUT)
         .and_then(|value| grpc::parse_timeout(value.as_bytes()));
     match (timeout, asked) {
         (Some(timeout), Some(asked)) => Some(timeout.min(asked)),

@@ -160,13 +160,17 @@ impl Decoder {
 }
 
 /// Appends what the socket has, up to about `want` bytes. `Ok(0)` is the end of the stream.
+///
+/// What is left of the buffer is used while it is half of that: a read that stops at the end of the buffer costs another
+/// system call (measured with answers of 1.2 kB: every fourth), and making room costs nothing when nobody holds the bytes
+/// of the message before.
 pub(super) fn poll_fill(
     cx: &mut Context<'_>,
     io: &mut Io,
     input: &mut BytesMut,
     want: usize,
 ) -> Poll<io::Result<usize>> {
-    if input.capacity() - input.len() < want.min(512) {
+    if input.capacity() - input.len() < want / 2 {
         input.reserve(want);
     }
     tokio_util::io::poll_read_buf(Pin::new(io), cx, input)
