@@ -107,11 +107,14 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// Nothing, or a colon and up to four digits: any such number is a port.
+/// Nothing, or a colon and digits that are a port; what is equally long compares as numbers do.
 fn is_plain_port(rest: &[u8]) -> bool {
     match rest {
         [] => true,
-        [b':', digits @ ..] => digits.len() <= 4 && digits.iter().all(u8::is_ascii_digit),
+        [b':', digits @ ..] => {
+            digits.iter().all(u8::is_ascii_digit)
+                && (digits.len() <= 4 || (digits.len() == 5 && digits <= b"65535".as_slice()))
+        }
         _ => false,
     }
 }

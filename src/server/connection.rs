@@ -158,7 +158,10 @@ async fn run(
     // connections are many and idle, stays in the task itself. Before, every one of them was 5.6 KiB.
     match (http2, settings) {
         (true, (_, Some(settings))) => {
-            let ended = Box::pin(http2::server::serve(io, service, settings, tools, &drain, &mut dice)).await;
+            let ended = Box::pin(http2::server::serve(
+                io, service, settings, tools, &drain, &mut dice,
+            ))
+            .await;
             tracing::trace!(?ended, "connection");
         }
         (false, (Some(settings), _)) => {
