@@ -1,0 +1,267 @@
+//! A new configuration takes the place of the old one: whole or not at all, without a request failing, with everything
+//! that was learned.
+
+use rustix::process::Signal;
+
+use crate::support::client::{Client, get};
+use crate::support::load::Load;
+use crate::support::proxy::{Proxy, proxy, to, with};
+use crate::support::upstream::Upstream;
+use crate::support::{eventually, eventually_async, soon};
+
+/// A configuration that differs from turn to turn, and that only commands reload.
+fn turn(number: usize, upstreams: &[&Upstream]) -> String {
+    let endpoints: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
+    let timeout = format!("    timeout: {}s\n", 20 + number % 7);
+    with(
+        &timeout,
+        &format!("    connect_timeout: {}ms\n", 900 + number % 5),
+        &endpoints,
+    ) + "runtime:\n  worker_threads: 2\n  reload: { watch: false }\n"
+}
+
+async fn reload_by_command(proxy: &Proxy) {
+    let answer = proxy.admin_post("/api/v1/reload", "{}").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_hundred_reloads_under_load_fail_no_request_and_leak_nothing() {
+    let (a, b) = (Upstream::answers(200, "ok"), Upstream::answers(200, "ok"));
+    let proxy = proxy(&turn(0, &[&a, &b])).await;
+    let warm = Load::get(proxy.web(), 4);
+    warm.more(100).await;
+    warm.stop_without_failure().await;
+    let (descriptors, metrics) = (proxy.descriptors(), proxy.metrics().await);
+
+    let (get, post) = (Load::get(proxy.web(), 2), Load::post(proxy.web(), 2));
+    for number in 1..=100 {
+        // Endpoints come and go as well.
+        let both = [&a, &b];
+        proxy.write(&turn(number, if number % 3 == 0 { &both[..1] } else { &both }));
+        reload_by_command(&proxy).await;
+    }
+    get.more(20).await;
+    let (get, post) = (
+        get.stop_without_failure().await,
+        post.stop_without_failure().await,
+    );
+    // No connection was cut, so each client has needed one.
+    assert_eq!(get.connects + post.connects, 4);
+
+    let after = proxy.metrics().await;
+    let reloads = |metrics: &crate::support::proxy::Metrics| {
+        metrics.sum("bellwether_config_reloads_total", &[("result", "success")])
+    };
+    assert!(
+        reloads(&after) >= reloads(&metrics) + 100.0,
+        "{} reloads",
+        reloads(&after)
+    );
+    eventually("descriptors are given back", || {
+        proxy.descriptors() <= descriptors + 4
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_file_is_noticed_however_it_is_changed() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let proxy = proxy(&to(&[a.address()])).await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "a");
+    // Replaced by rename.
+    proxy.reload(&to(&[b.address()])).await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "b");
+    // Written in place.
+    let text = std::fs::read_to_string(proxy.config()).expect("a file");
+    let back = text.replace(&b.address().to_string(), &a.address().to_string());
+    std::fs::write(proxy.config(), back).expect("a writable folder");
+    eventually_async("the file is noticed", || async {
+        get(proxy.web(), "/").await.text() == "a"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_swapped_symlink_is_noticed() {
+    // As a ConfigMap is mounted: a link to a folder, which is swapped.
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let proxy = proxy(&to(&[a.address()])).await;
+    let text = std::fs::read_to_string(proxy.config()).expect("a file");
+    let folder = proxy.folder();
+    for (name, address) in [("v1", a.address()), ("v2", b.address())] {
+        std::fs::create_dir(folder.join(name)).expect("a writable folder");
+        let text = text.replace(&a.address().to_string(), &address.to_string());
+        std::fs::write(folder.join(name).join("bellwether.yaml"), text).expect("a writable folder");
+    }
+    let swap = |version: &str| {
+        std::os::unix::fs::symlink(version, folder.join("data.new")).expect("a writable folder");
+        std::fs::rename(folder.join("data.new"), folder.join("..data")).expect("a writable folder");
+    };
+    swap("v1");
+    std::os::unix::fs::symlink("..data/bellwether.yaml", folder.join("link.new")).expect("a writable folder");
+    std::fs::rename(folder.join("link.new"), proxy.config()).expect("a writable folder");
+    eventually_async("the link is read", || async {
+        get(proxy.web(), "/").await.text() == "a"
+    })
+    .await;
+    swap("v2");
+    eventually_async("the swap is noticed", || async {
+        get(proxy.web(), "/").await.text() == "b"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sighup_reloads() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let proxy = proxy(&turn(0, &[&a])).await;
+    proxy.write(&turn(0, &[&b]));
+    proxy.signal(Signal::HUP);
+    eventually_async("the file is read", || async {
+        get(proxy.web(), "/").await.text() == "b"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_broken_file_changes_nothing_and_says_why() {
+    let upstream = Upstream::named("a");
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    let mut kept = Client::connect(proxy.web()).await;
+    assert_eq!(kept.get("/").await.text(), "a");
+    proxy.write("listeners:\n  web: 127.0.0.1:0\nroutes:\n  - cluster: missing\nclusters: {}\n");
+    eventually_async("the failure is counted", || async {
+        proxy.reloads("failure").await >= 1.0
+    })
+    .await;
+    assert_eq!(kept.get("/").await.text(), "a");
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum("bellwether_config_last_reload_successful", &[]), 0.0);
+    assert!(proxy.stderr().contains("missing"), "{}", proxy.stderr());
+
+    let answer = proxy.admin_post("/api/v1/reload", "{}").await;
+    assert_eq!(answer.status, 422, "{answer:?}");
+    assert!(
+        answer.text().contains("missing") && answer.text().contains("E0401"),
+        "{}",
+        answer.text()
+    );
+
+    proxy.reload(&to(&[upstream.address()])).await;
+    assert_eq!(
+        proxy
+            .metrics()
+            .await
+            .sum("bellwether_config_last_reload_successful", &[]),
+        1.0
+    );
+    assert_eq!(kept.get("/").await.text(), "a");
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_bound_keeps_the_old_configuration() {
+    let upstream = Upstream::named("a");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    let text = to(&[upstream.address()]);
+    let with_taken = text.replace(
+        "listeners:\n",
+        &format!("listeners:\n  other: {}\n", taken.local_addr().expect("bound")),
+    );
+    proxy.write(&with_taken);
+    eventually_async("the failure is counted", || async {
+        proxy.reloads("failure").await >= 1.0
+    })
+    .await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "a");
+    // Once the port is free the same file is fine.
+    drop(taken);
+    let answer = proxy.admin_post("/api/v1/reload", "{}").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_needs_a_restart_is_refused() {
+    let upstream = Upstream::named("a");
+    let proxy = proxy(&turn(0, &[&upstream])).await;
+    proxy.write(&turn(0, &[&upstream]).replace("worker_threads: 2", "worker_threads: 3"));
+    let answer = proxy.admin_post("/api/v1/reload", "{}").await;
+    assert_eq!(answer.status, 422, "{answer:?}");
+    assert!(answer.text().contains("worker_threads"), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn listeners_come_and_go_and_their_connections_end_in_good_order() {
+    let upstream = Upstream::named("a");
+    let one = to(&[upstream.address()]);
+    let two = one.replace("listeners:\n", "listeners:\n  extra: 127.0.0.1:0\n");
+    let proxy = proxy(&two).await;
+    let extra = proxy.listener("extra");
+    let (mut on_web, mut on_extra) = (Client::connect(proxy.web()).await, Client::connect(extra).await);
+    assert_eq!(
+        (on_web.get("/").await.text(), on_extra.get("/").await.text()),
+        ("a".to_owned(), "a".to_owned())
+    );
+    proxy.reload(&one).await;
+    eventually_async("the port is closed", || async {
+        tokio::net::TcpStream::connect(extra).await.is_err()
+    })
+    .await;
+    on_extra.is_closed().await;
+    assert!(on_web.get("/").await.keep_alive);
+}
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_under_the_configuration_it_began_with() {
+    let (release, waiting) = tokio::sync::watch::channel(false);
+    let slow = Upstream::each(move |mut peer| {
+        let mut waiting = waiting.clone();
+        async move {
+            while let Some(request) = peer.request().await? {
+                drop(waiting.wait_for(|released| *released).await);
+                peer.answer(&request, 200, "", b"old").await?;
+            }
+            Ok(())
+        }
+    });
+    let new = Upstream::named("new");
+    let proxy = proxy(&to(&[slow.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    client
+        .send(crate::support::client::request("GET", "/", "", b""))
+        .await;
+    eventually("the request arrives", || slow.requests() == 1).await;
+    proxy.reload(&to(&[new.address()])).await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "new");
+    release.send(true).expect("an upstream");
+    assert_eq!(soon("the old answer", client.answer()).await.text(), "old");
+    assert_eq!(client.get("/").await.text(), "new");
+}
+
+#[tokio::test]
+async fn counters_go_on_over_a_reload() {
+    let upstream = Upstream::named("a");
+    let named = |timeout: &str| {
+        with(
+            &format!("    name: all\n    timeout: {timeout}\n"),
+            "",
+            &[upstream.address()],
+        )
+    };
+    let proxy = proxy(&named("10s")).await;
+    for _ in 0..5 {
+        get(proxy.web(), "/").await;
+    }
+    let counted = || async {
+        proxy
+            .metrics()
+            .await
+            .sum("bellwether_requests_total", &[("route", "all"), ("code", "200")])
+    };
+    eventually_async("five are counted", || async { counted().await == 5.0 }).await;
+    proxy.reload(&named("11s")).await;
+    assert_eq!(counted().await, 5.0);
+    get(proxy.web(), "/").await;
+    eventually_async("six are counted", || async { counted().await == 6.0 }).await;
+}

@@ -1,0 +1,276 @@
+//! Endpoints that fail: what is asked again, where, and what never is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::client::{Client, ask, get};
+use crate::support::load::Load;
+use crate::support::proxy::{proxy, to, with};
+use crate::support::upstream::Upstream;
+
+#[tokio::test]
+async fn one_dead_endpoint_of_two_fails_no_request() {
+    let (alive, dead) = (Upstream::answers(200, "ok"), Upstream::refuses());
+    let proxy = proxy(&to(&[dead.address(), alive.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    for method in ["GET", "POST"] {
+        for _ in 0..100 {
+            // A request that was never sent may be asked again, whatever its method.
+            let answer = client.ask(method, "/", "", b"").await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    assert_eq!(alive.requests(), 200);
+    assert!(proxy.metrics().await.sum("bellwether_retries_total", &[]) >= 1.0);
+}
+
+#[tokio::test]
+async fn two_dead_endpoints_of_three_fail_no_request() {
+    let alive = Upstream::answers(200, "ok");
+    let dead = [Upstream::refuses(), Upstream::refuses()];
+    let proxy = proxy(&to(&[dead[0].address(), alive.address(), dead[1].address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    for method in ["GET", "POST"] {
+        for _ in 0..100 {
+            let answer = client.ask(method, "/", "", b"").await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    assert_eq!(alive.requests(), 200);
+}
+
+#[tokio::test]
+async fn no_living_endpoint_is_a_503_that_may_be_repeated() {
+    let dead = [Upstream::refuses(), Upstream::refuses()];
+    let proxy = proxy(&to(&[dead[0].address(), dead[1].address()])).await;
+    let answer = ask(proxy.web(), "POST", "/", "", b"x").await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(
+        matches!(answer.rejected(), Some("connect_failed" | "no_endpoint")),
+        "{answer:?}"
+    );
+    let line = proxy.logged(|line| line["status"] == 503).await;
+    assert!(line["attempts"].as_u64().expect("attempts") >= 1, "{line}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_dies_under_load_fails_no_get() {
+    let (a, b) = (Upstream::answers(200, "ok"), Upstream::answers(200, "ok"));
+    let proxy = proxy(&to(&[a.address(), b.address()])).await;
+    let load = Load::get(proxy.web(), 4);
+    load.more(200).await;
+    b.stop();
+    load.more(500).await;
+    load.stop_without_failure().await;
+    assert!(a.requests() > 0 && b.requests() > 0);
+}
+
+#[tokio::test]
+async fn a_reset_is_asked_again_where_that_is_safe() {
+    let bad = Upstream::resets();
+    let good = Upstream::answers(200, "ok");
+    let cluster = "    load_balancing: round_robin\n    outlier_detection: off\n    slow_start: off\n";
+    let proxy = proxy(&with("", cluster, &[bad.address(), good.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    for _ in 0..6 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    assert!(bad.requests() > 0, "the bad one was never asked");
+    assert_eq!(good.requests(), 6);
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_executed_is_not_sent_twice() {
+    let bad = Upstream::resets();
+    let proxy = proxy(&with("", "    outlier_detection: off\n", &[bad.address()])).await;
+    let answer = ask(proxy.web(), "POST", "/", "", b"once").await;
+    answer.is_refusal(502, "upstream_reset");
+    assert_eq!(bad.requests(), 1);
+    assert_eq!(
+        answer.fields.get("x-bellwether-outcome"),
+        Some("unknown"),
+        "{answer:?}"
+    );
+
+    // A key makes it repeatable.
+    let answer = ask(proxy.web(), "POST", "/", "idempotency-key: 7\r\n", b"twice").await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(bad.requests(), 3);
+    assert_eq!(bad.last().body, b"twice");
+}
+
+#[tokio::test]
+async fn a_bad_gateway_is_asked_again_and_the_last_answer_counts() {
+    let first = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&first);
+    let upstream = Upstream::each(move |mut peer| {
+        let counting = Arc::clone(&counting);
+        async move {
+            while let Some(request) = peer.request().await? {
+                let (status, body) = match (request.target.as_str(), counting.fetch_add(1, Ordering::SeqCst))
+                {
+                    ("/always", _) => (503, "still down"),
+                    (_, 0) => (502, "down"),
+                    _ => (200, "up"),
+                };
+                peer.answer(&request, status, "", body.as_bytes()).await?;
+            }
+            Ok(())
+        }
+    });
+    let proxy = proxy(&with("", "    outlier_detection: off\n", &[upstream.address()])).await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "up");
+    assert_eq!(upstream.requests(), 2);
+    let answer = get(proxy.web(), "/always").await;
+    // Its own words, not ours.
+    assert_eq!((answer.status, answer.text().as_str()), (503, "still down"));
+    assert_eq!(upstream.requests(), 4);
+}
+
+#[tokio::test]
+async fn a_body_is_replayed_up_to_its_bound() {
+    let failing_once = || {
+        let asked = AtomicUsize::new(0);
+        Upstream::each(move |mut peer| {
+            let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                while let Some(request) = peer.request().await? {
+                    if first {
+                        peer.reset();
+                        return Ok(());
+                    }
+                    let body = request.body.len().to_string();
+                    peer.answer(&request, 200, "", body.as_bytes()).await?;
+                }
+                Ok(())
+            }
+        })
+    };
+    let small = failing_once();
+    let proxy_small = proxy(&to(&[small.address()])).await;
+    let answer = ask(proxy_small.web(), "PUT", "/", "", &[b'x'; 30_000]).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "30000"));
+    let large = failing_once();
+    let proxy_large = proxy(&to(&[large.address()])).await;
+    let answer = ask(proxy_large.web(), "PUT", "/", "", &[b'x'; 200_000]).await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(large.requests(), 1);
+}
+
+#[tokio::test]
+async fn connections_that_the_endpoint_closes_while_idle_fail_no_request() {
+    // Closes every connection a moment after each answer, so that the next request often meets one that just ended.
+    let upstream = Upstream::each(|mut peer| async move {
+        while let Some(request) = peer.request().await? {
+            peer.answer(&request, 200, "", b"ok").await?;
+            if request.target == "/load" {
+                tokio::time::sleep(std::time::Duration::from_micros(300)).await;
+                return Ok(());
+            }
+        }
+        Ok(())
+    });
+    let proxy = proxy(&with("", "    outlier_detection: off\n", &[upstream.address()])).await;
+    for load in [Load::get(proxy.web(), 4), Load::post(proxy.web(), 4)] {
+        load.more(400).await;
+        load.stop_without_failure().await;
+    }
+    // Nothing was executed twice: one answer for each request received.
+    let line_count = upstream.requests();
+    assert!(line_count >= 800, "{line_count}");
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_before_the_request_is_replaced() {
+    // One answer per connection without saying so: the classic stale connection.
+    let upstream = Upstream::each(|mut peer| async move {
+        if let Some(request) = peer.request().await? {
+            peer.answer(&request, 200, "", b"ok").await?;
+        }
+        Ok(())
+    });
+    let proxy = proxy(&with("", "    outlier_detection: off\n", &[upstream.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    for method in ["GET", "POST", "GET", "POST"] {
+        let answer = client.ask(method, "/", "", b"").await;
+        assert_eq!(answer.status, 200, "{method}: {answer:?}");
+        // The end of the connection reaches the proxy in its own time.
+        crate::support::eventually("the connection ends", || upstream.open() == 0).await;
+    }
+    assert_eq!(upstream.requests(), 4);
+}
+
+#[tokio::test]
+async fn a_connect_timeout_is_a_504_and_the_other_endpoint_is_asked() {
+    // A queue that is full swallows new connections.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket
+        .bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .expect("a free port");
+    socket.listen(0).expect("listens");
+    let full = socket
+        .local_addr()
+        .expect("bound")
+        .as_socket()
+        .expect("an address");
+    let mut fillers = Vec::new();
+    for _ in 0..4 {
+        let stream =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        stream.set_nonblocking(true).expect("a socket");
+        drop(stream.connect(&full.into()));
+        fillers.push(stream);
+    }
+    let cluster = "    connect_timeout: 200ms\n    outlier_detection: off\n";
+    let alone = proxy(&with("    retry: off\n", cluster, &[full])).await;
+    get(alone.web(), "/").await.is_refusal(504, "connect_timeout");
+    let good = Upstream::answers(200, "ok");
+    let both = proxy(&with("", cluster, &[full, good.address()])).await;
+    let mut client = Client::connect(both.web()).await;
+    for _ in 0..5 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_active_check_takes_an_endpoint_out_and_back_in() {
+    let sick = Arc::new(AtomicUsize::new(0));
+    let state = Arc::clone(&sick);
+    let a = Upstream::each(move |mut peer| {
+        let state = Arc::clone(&state);
+        async move {
+            while let Some(request) = peer.request().await? {
+                let status = match (request.target.as_str(), state.load(Ordering::SeqCst)) {
+                    ("/healthz", 1) => 500,
+                    _ => 200,
+                };
+                peer.answer(&request, status, "", b"a").await?;
+            }
+            Ok(())
+        }
+    });
+    let b = Upstream::named("b");
+    let cluster = "    health_check: { path: /healthz, interval: 50ms, timeout: 1s, healthy_threshold: 1, unhealthy_threshold: 1 }\n    \
+                   load_balancing: round_robin\n    slow_start: off\n";
+    let proxy = proxy(&with("", cluster, &[a.address(), b.address()])).await;
+    let both_answer = || async {
+        let mut client = Client::connect(proxy.web()).await;
+        let (one, two) = (client.get("/").await, client.get("/").await);
+        assert_eq!((one.status, two.status), (200, 200));
+        one.text() != two.text()
+    };
+    crate::support::eventually_async("both are asked", both_answer).await;
+    sick.store(1, Ordering::SeqCst);
+    crate::support::eventually_async("the sick one is left out", || async {
+        let mut client = Client::connect(proxy.web()).await;
+        for _ in 0..4 {
+            if client.get("/").await.text() != "b" {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    sick.store(0, Ordering::SeqCst);
+    crate::support::eventually_async("it is asked again", both_answer).await;
+}
