@@ -1,7 +1,7 @@
 //! A real upstream, not one of ours: nginx as Debian ships it, behind the shortest configuration that there is.
 
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::ffi::OsStr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -10,38 +10,59 @@ use crate::support::eventually;
 use crate::support::h2::H2;
 use crate::support::proxy::proxy;
 
-/// A running nginx. It gets its socket from us, so that no port has to be guessed.
+/// A running nginx.
 struct Nginx {
     child: Child,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
 impl Nginx {
-    fn start(name: &str) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = socket.local_addr().expect("bound");
+    /// nginx cannot choose a port by itself, so it gets one that was free a moment ago, and another one if it was not.
+    async fn start(name: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
         std::fs::write(root.join("hello.txt"), format!("hello from {name}\n")).expect("a writable folder");
         std::fs::write(root.join("big.bin"), vec![b'x'; 3 << 20]).expect("a writable folder");
-        std::fs::write(root.join("nginx.conf"), config(root, address, name)).expect("a writable folder");
-        let child = Command::new("sh")
-            .args([
-                "-c",
-                "NGINX='3;' exec nginx -p \"$0\" -c \"$0/nginx.conf\" 3<&0 </dev/null",
-            ])
-            .arg(root)
-            .stdin(Stdio::from(OwnedFd::from(socket)))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
+        let mut last = (None, free());
+        for _ in 0..5 {
+            let (mut child, address) = (spawn(root, last.1, name), last.1);
+            let mut ended = false;
+            eventually("nginx answers or ends", || {
+                ended = child.try_wait().expect("our child").is_some();
+                ended || TcpStream::connect(address).is_ok()
+            })
+            .await;
+            if !ended {
+                last.0 = Some(child);
+                break;
+            }
+            last.1 = free();
+        }
+        let log = std::fs::read_to_string(root.join("error.log")).unwrap_or_default();
+        let child = last.0.unwrap_or_else(|| panic!("nginx does not start: {log}"));
         Self {
             child,
-            address,
+            address: last.1,
             _folder: folder,
         }
     }
+}
+
+fn free() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("bound")
+}
+
+fn spawn(root: &Path, address: SocketAddr, name: &str) -> Child {
+    std::fs::write(root.join("nginx.conf"), config(root, address, name)).expect("a writable folder");
+    Command::new("nginx")
+        .args([OsStr::new("-p"), root.as_os_str(), OsStr::new("-c")])
+        .arg(root.join("nginx.conf"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx")
 }
 
 impl Drop for Nginx {
@@ -52,7 +73,7 @@ impl Drop for Nginx {
     }
 }
 
-fn config(root: &Path, address: std::net::SocketAddr, name: &str) -> String {
+fn config(root: &Path, address: SocketAddr, name: &str) -> String {
     let root = root.display();
     format!(
         "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log;\n\
@@ -78,18 +99,12 @@ async fn the_quickstart_serves_two_nginx_in_turn() {
         is_installed(),
         "this test needs nginx: apt-get install nginx-light"
     );
-    let nginx = [Nginx::start("one"), Nginx::start("two")];
+    let nginx = [Nginx::start("one").await, Nginx::start("two").await];
     let config = format!(
         "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - cluster: app\nclusters:\n  app:\n    health_check: /healthz\n    \
          load_balancing: round_robin\n    slow_start: off\n    endpoints: [{}, {}]\n",
         nginx[0].address, nginx[1].address
     );
-    for server in &nginx {
-        eventually("nginx answers", || {
-            std::net::TcpStream::connect(server.address).is_ok()
-        })
-        .await;
-    }
     let proxy = proxy(&config).await;
     let mut client = Client::connect(proxy.web()).await;
     let mut seen = std::collections::BTreeMap::new();

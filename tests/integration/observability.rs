@@ -217,7 +217,7 @@ async fn a_refusal_is_counted_and_logged_with_its_reason() {
     let line = proxy.logged(|line| line["reason"] == "no_route").await;
     assert_eq!(
         (&line["status"], &line["terminated_by"], &line["phase"]),
-        (&404.into(), &"policy".into(), &"route".into()),
+        (&404.into(), &"proxy_policy".into(), &"route".into()),
         "{line}"
     );
     eventually_async("it is counted", || async {

@@ -51,7 +51,7 @@ async fn a_hundred_reloads_under_load_fail_no_request_and_leak_nothing() {
 
     let after = proxy.metrics().await;
     let reloads = |metrics: &crate::support::proxy::Metrics| {
-        metrics.sum("bellwether_config_reloads_total", &[("result", "success")])
+        metrics.sum("bellwether_config_reloads_total", &[("result", "applied")])
     };
     assert!(
         reloads(&after) >= reloads(&metrics) + 100.0,
@@ -132,7 +132,7 @@ async fn a_broken_file_changes_nothing_and_says_why() {
     assert_eq!(kept.get("/").await.text(), "a");
     proxy.write("listeners:\n  web: 127.0.0.1:0\nroutes:\n  - cluster: missing\nclusters: {}\n");
     eventually_async("the failure is counted", || async {
-        proxy.reloads("failure").await >= 1.0
+        proxy.reloads("rejected").await >= 1.0
     })
     .await;
     assert_eq!(kept.get("/").await.text(), "a");
@@ -171,7 +171,7 @@ async fn a_port_that_cannot_be_bound_keeps_the_old_configuration() {
     );
     proxy.write(&with_taken);
     eventually_async("the failure is counted", || async {
-        proxy.reloads("failure").await >= 1.0
+        proxy.reloads("rejected").await >= 1.0
     })
     .await;
     assert_eq!(get(proxy.web(), "/").await.text(), "a");

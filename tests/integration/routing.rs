@@ -110,7 +110,7 @@ async fn a_direct_response_is_ours() {
         // It was asked for, so it is no refusal.
         assert_eq!(answer.rejected(), None);
     }
-    let answer = ask(proxy.web(), "HEAD", "/", "connection: close\r\n", b"").await;
+    let answer = head(proxy.web()).await;
     assert_eq!(
         (answer.status, answer.fields.get("content-length")),
         (418, Some("16"))
@@ -179,6 +179,14 @@ async fn header_edits_apply_in_both_directions() {
     assert_eq!(answer.fields.get("x-served-by"), Some("app"));
     assert!(!answer.fields.has("server"));
     assert_eq!(answer.fields.all("set-cookie"), ["a=1", "b=2"]);
+}
+
+async fn head(address: std::net::SocketAddr) -> crate::support::client::Answer {
+    let mut client = Client::connect(address).await;
+    client.send(crate::support::client::request("HEAD", "/", "connection: close\r\n", b"")).await;
+    let answer = client.answer_to("HEAD").await;
+    client.is_closed().await;
+    answer
 }
 
 async fn spread(proxy: &Proxy, count: usize, fields: impl Fn(usize) -> String) -> BTreeMap<String, usize> {

@@ -69,6 +69,7 @@ async fn a_web_socket_speaks_both_ways() {
     );
     socket.close(None).await.expect("a socket");
     while let Some(Ok(_)) = soon("the end", socket.next()).await {}
+    drop(socket);
     eventually("the upstream's connection ends", || upstream.open() == 0).await;
     let line = proxy.logged(|line| line["path"] == "/chat").await;
     assert_eq!(line["status"], 101, "{line}");

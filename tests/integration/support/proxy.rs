@@ -225,13 +225,14 @@ impl Start {
 
 fn write_config(folder: &Path, config: &str) {
     let mut config = config.to_owned();
-    if !config.contains("\nadmin:") {
+    let has = |config: &str, key: &str| config.lines().any(|line| line.starts_with(key));
+    if !has(&config, "admin:") {
         config.push_str("admin:\n  address: 127.0.0.1:0\n");
     }
-    if !config.contains("\nruntime:") {
+    if !has(&config, "runtime:") {
         config.push_str("runtime:\n  worker_threads: 2\n  drain: { min: 300ms, max: 20s }\n  reload: { debounce: 50ms }\n");
     }
-    if !config.contains("\ntelemetry:") {
+    if !has(&config, "telemetry:") {
         let log = folder.join("access.log");
         config.push_str(&format!(
             "telemetry:\n  access_log: {{ format: json, output: {} }}\n",
@@ -337,10 +338,10 @@ impl Proxy {
 
     /// Writes the configuration anew and waits until it is in force.
     pub(crate) async fn reload(&self, config: &str) {
-        let before = self.reloads("success").await;
+        let before = self.reloads("applied").await;
         self.write(config);
         super::eventually_async("the configuration is in force", || async {
-            self.reloads("success").await > before
+            self.reloads("applied").await > before
         })
         .await;
     }
