@@ -379,6 +379,26 @@ pub fn trim_values(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes one `cookie` of the several that HTTP/2 may split it into (RFC 9113 section 8.2.3); other protocols know only
+/// one, and a service that reads the first only would lose the rest.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else {
+        return;
+    };
+    let sensitive = first.is_sensitive();
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    // Made of values and two printable bytes, so it is one.
+    if let Ok(mut joined) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+        joined.set_sensitive(sensitive);
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Adds this proxy to `Via` (RFC 9110 section 7.6.3), with the version in which the message was received.
 pub fn append_via(headers: &mut HeaderMap, received: Version) {
     let entry = match received {
@@ -404,6 +424,13 @@ mod tests {
         let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    #[test]
+    fn crumbs_of_a_cookie_become_one() {
+        let mut headers = fields(&[("cookie", "a=1"), ("accept", "*/*"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, fields(&[("cookie", "a=1; b=2; c=3"), ("accept", "*/*")]));
     }
 
     #[test]

@@ -119,6 +119,7 @@ pub(super) fn enter(
         .map(|protocol| protocol.as_str().to_owned());
     if version == Version::HTTP_2 {
         hygiene::trim_values(&mut headers);
+        hygiene::join_cookies(&mut headers);
     }
     let host = match hygiene::authority(uri.authority(), &headers, version) {
         Ok(host) => host.to_owned(),
