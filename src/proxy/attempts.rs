@@ -101,6 +101,14 @@ pub(super) async fn attempts(
             Some(same) => Ok(same),
             None => cluster.pick(&tries.tried, hash, now, &mut cx.worker.dice.borrow_mut()),
         };
+        let picked = match (picked, tries.answered_by.take()) {
+            // Elsewhere where there is an elsewhere; one that was reached may do better on another connection.
+            (Err(NoPick::AllTried), Some(same)) => {
+                tries.freshness = Freshness::Fresh;
+                Ok(same)
+            }
+            (picked, _) => picked,
+        };
         let index = match picked {
             Ok(index) => index,
             Err(no_pick) => match last {
@@ -198,6 +206,8 @@ struct Tries<'a> {
     freshness: Freshness,
     /// The same endpoint again, on a fresh connection.
     again_on: Option<usize>,
+    /// The endpoint of the last try, if it was reached: the one to ask again when there is no other.
+    answered_by: Option<usize>,
     counted: Option<RetryTrigger>,
     immediate: bool,
 }
@@ -213,6 +223,7 @@ impl<'a> Tries<'a> {
             tried: Tried::new(),
             freshness: Freshness::Any,
             again_on: None,
+            answered_by: None,
             counted: None,
             immediate: true,
         }
@@ -281,6 +292,7 @@ impl<'a> Tries<'a> {
             }
             self.spent += 1;
             self.immediate = self.spent == 1;
+            self.answered_by = Some(index);
         } else {
             // Each endpoint that refuses a connection is asked once; that costs nobody anything.
             self.unseen += 1;
