@@ -101,7 +101,7 @@ impl Checkout {
         freshness: Freshness,
         client: Option<&PeerInfo>,
     ) -> Result<Self, ConnectError> {
-        let pool = pools.of(cluster, endpoint);
+        let pool = pools.of(cluster, endpoint, client);
         Ok(Self {
             lease: Rc::clone(&pool)
                 .checkout(cluster, endpoint, freshness, client)

@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,8 @@ struct Inner {
 struct Key {
     endpoint: u64,
     transport: u64,
+    /// Whose connection it is, where the endpoint was told (PROXY protocol): it believes that of every request on it.
+    client: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// Connections of one endpoint on one worker.
@@ -168,10 +171,11 @@ impl Pools {
     }
 
     /// The pool of an endpoint, with the settings of the present snapshot.
-    pub(super) fn of(&self, cluster: &Cluster, endpoint: &Endpoint) -> Rc<Pool> {
+    pub(super) fn of(&self, cluster: &Cluster, endpoint: &Endpoint, client: Option<&PeerInfo>) -> Rc<Pool> {
         let key = Key {
             endpoint: endpoint.state.id,
             transport: cluster.transport,
+            client: client.and_then(|peer| Some((peer.client()?, peer.destination()?))),
         };
         let mut pools = self.inner.pools.borrow_mut();
         let pool = pools.entry(key).or_insert_with(|| {

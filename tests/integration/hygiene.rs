@@ -272,3 +272,30 @@ async fn the_proxy_protocol_is_spoken_to_endpoints() {
         assert_eq!(client::get(proxy.web(), "/").await.status, 200, "{version}");
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_was_announced_as_one_client_serves_no_other() {
+    let upstream = Upstream::each(|mut peer| async move {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(peer.reader.io.read_u8().await?);
+        }
+        while let Some(request) = peer.request().await? {
+            peer.answer(&request, 200, "", &line).await?;
+        }
+        Ok(())
+    });
+    let proxy = proxy(&with("", "    proxy_protocol: v1\n", &[upstream.address()])).await;
+    for _ in 0..2 {
+        for _ in 0..3 {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            let stream = socket.connect(proxy.web()).await.expect("the proxy accepts");
+            let port = stream.local_addr().expect("bound").port().to_string();
+            let mut client = Client::over(client::Stream::Tcp(stream));
+            for _ in 0..2 {
+                let told = client.get("/").await.text();
+                assert_eq!(told.split(' ').nth(4), Some(port.as_str()), "{told}");
+            }
+        }
+    }
+}
