@@ -109,6 +109,15 @@ impl Checkout {
         })
     }
 
+    /// Waits until it is known which upgrades the connection carries.
+    pub async fn settled(&self) {
+        if let Lease::Http2(connection, _) = &self.lease
+            && !connection.takes_extended_connect()
+        {
+            connection.settled().await;
+        }
+    }
+
     /// Whether requests on it are HTTP/2.
     pub fn is_http2(&self) -> bool {
         matches!(self.lease, Lease::Http2(..))

@@ -428,7 +428,12 @@ mod tests {
 
     #[test]
     fn crumbs_of_a_cookie_become_one() {
-        let mut headers = fields(&[("cookie", "a=1"), ("accept", "*/*"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        let mut headers = fields(&[
+            ("cookie", "a=1"),
+            ("accept", "*/*"),
+            ("cookie", "b=2"),
+            ("cookie", "c=3"),
+        ]);
         join_cookies(&mut headers);
         assert_eq!(headers, fields(&[("cookie", "a=1; b=2; c=3"), ("accept", "*/*")]));
     }

@@ -223,7 +223,14 @@ pub(super) async fn attempt(
         .is_some()
         .then(|| Rc::clone(&cx.peer));
     let checkout = {
-        let checkout = Checkout::open(&worker.pools, cluster, endpoint, freshness, client.as_deref());
+        let checkout = async {
+            let open = Checkout::open(&worker.pools, cluster, endpoint, freshness, client.as_deref());
+            let checkout = open.await?;
+            if sendable.upgrade.is_some() {
+                checkout.settled().await;
+            }
+            Ok::<_, ConnectError>(checkout)
+        };
         let mut checkout = pin!(checkout);
         poll_fn(|task| {
             if let Poll::Ready(result) = checkout.as_mut().poll(task) {

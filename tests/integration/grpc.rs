@@ -150,7 +150,14 @@ async fn a_deadline_is_passed_on_and_enforced() {
         let tell = tell.clone();
         async move {
             let timeout = request.headers().get("grpc-timeout").cloned();
-            tell.send(timeout.expect("a deadline upstream").to_str().expect("ASCII").to_owned()).expect("a listener");
+            tell.send(
+                timeout
+                    .expect("a deadline upstream")
+                    .to_str()
+                    .expect("ASCII")
+                    .to_owned(),
+            )
+            .expect("a listener");
             let reset = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
             tell.send(format!("{reset:?}")).expect("a listener");
         }
@@ -165,9 +172,14 @@ async fn a_deadline_is_passed_on_and_enforced() {
         .body(())
         .expect("a request");
     let (answer, mut send) = client.start(request, false).await;
-    send.send_data(Bytes::from_static(&[0, 0, 0, 0, 0]), true).expect("a stream");
+    send.send_data(Bytes::from_static(&[0, 0, 0, 0, 0]), true)
+        .expect("a stream");
     let answer = collect(answer).await.expect("an answer");
-    assert_eq!((answer.status, answer.fields.get("grpc-status")), (200, Some("4")), "{answer:?}");
+    assert_eq!(
+        (answer.status, answer.fields.get("grpc-status")),
+        (200, Some("4")),
+        "{answer:?}"
+    );
     let told = soon("a deadline", heard.recv()).await.expect("a deadline");
     let (digits, unit) = told.split_at(told.len() - 1);
     let amount: u64 = digits.parse().expect("a number");
@@ -178,7 +190,10 @@ async fn a_deadline_is_passed_on_and_enforced() {
         _ => panic!("{told}"),
     };
     assert!(micros <= 700_000, "{told} is later than the client's deadline");
-    assert_eq!(soon("a reset", heard.recv()).await.expect("a reset"), "Ok(CANCEL)");
+    assert_eq!(
+        soon("a reset", heard.recv()).await.expect("a reset"),
+        "Ok(CANCEL)"
+    );
 }
 
 #[tokio::test]

@@ -367,7 +367,11 @@ async fn a_client_that_leaves_is_told_to_the_upstream() {
     crate::support::eventually("the upstream's connection ends", || upstream.open() == 0).await;
     let line = proxy.logged(|line| line["reason"] == "client_closed").await;
     // None was sent.
-    assert_eq!((&line["status"], &line["terminated_by"]), (&0.into(), &"client".into()), "{line}");
+    assert_eq!(
+        (&line["status"], &line["terminated_by"]),
+        (&0.into(), &"client".into()),
+        "{line}"
+    );
 }
 
 #[tokio::test]

@@ -65,10 +65,14 @@ async fn fields_of_one_hop_end_here_in_both_directions() {
 
 #[tokio::test]
 async fn via_tells_the_upstream_who_was_before_it() {
-    let upstream = Upstream::sends(b"HTTP/1.1 200 OK\r\nvia: 1.1 behind\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let upstream =
+        Upstream::sends(b"HTTP/1.1 200 OK\r\nvia: 1.1 behind\r\ncontent-length: 0\r\n\r\n".to_vec());
     let proxy = proxy(&to(&[upstream.address()])).await;
     let answer = client::ask(proxy.web(), "GET", "/", "via: 1.0 before\r\n", b"").await;
-    assert_eq!(upstream.only().fields.all("via").join(", "), "1.0 before, 1.1 bellwether");
+    assert_eq!(
+        upstream.only().fields.all("via").join(", "),
+        "1.0 before, 1.1 bellwether"
+    );
     // RFC 9110 section 7.6.3: a gateway may add itself to answers, and has no need to.
     assert_eq!(answer.fields.all("via"), ["1.1 behind"]);
 }

@@ -148,7 +148,9 @@ async fn a_broken_file_changes_nothing_and_says_why() {
         answer.text()
     );
 
-    proxy.reload(&to(&[upstream.address()])).await;
+    proxy
+        .reload(&with("    timeout: 9s\n", "", &[upstream.address()]))
+        .await;
     assert_eq!(
         proxy
             .metrics()

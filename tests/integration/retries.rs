@@ -8,10 +8,13 @@ use crate::support::load::Load;
 use crate::support::proxy::{proxy, to, with};
 use crate::support::upstream::Upstream;
 
+/// Every endpoint is sure to get its turn.
+const IN_TURN: &str = "    load_balancing: round_robin\n    slow_start: off\n";
+
 #[tokio::test]
 async fn one_dead_endpoint_of_two_fails_no_request() {
     let (alive, dead) = (Upstream::answers(200, "ok"), Upstream::refuses());
-    let proxy = proxy(&to(&[dead.address(), alive.address()])).await;
+    let proxy = proxy(&with("", IN_TURN, &[dead.address(), alive.address()])).await;
     let mut client = Client::connect(proxy.web()).await;
     for method in ["GET", "POST"] {
         for _ in 0..100 {
@@ -28,7 +31,12 @@ async fn one_dead_endpoint_of_two_fails_no_request() {
 async fn two_dead_endpoints_of_three_fail_no_request() {
     let alive = Upstream::answers(200, "ok");
     let dead = [Upstream::refuses(), Upstream::refuses()];
-    let proxy = proxy(&to(&[dead[0].address(), alive.address(), dead[1].address()])).await;
+    let proxy = proxy(&with(
+        "",
+        IN_TURN,
+        &[dead[0].address(), alive.address(), dead[1].address()],
+    ))
+    .await;
     let mut client = Client::connect(proxy.web()).await;
     for method in ["GET", "POST"] {
         for _ in 0..100 {
@@ -86,11 +94,6 @@ async fn a_write_that_may_have_been_executed_is_not_sent_twice() {
     let answer = ask(proxy.web(), "POST", "/", "", b"once").await;
     answer.is_refusal(502, "upstream_reset");
     assert_eq!(bad.requests(), 1);
-    assert_eq!(
-        answer.fields.get("x-bellwether-outcome"),
-        Some("unknown"),
-        "{answer:?}"
-    );
 
     // A key makes it repeatable.
     let answer = ask(proxy.web(), "POST", "/", "idempotency-key: 7\r\n", b"twice").await;
@@ -171,13 +174,27 @@ async fn connections_that_the_endpoint_closes_while_idle_fail_no_request() {
         Ok(())
     });
     let proxy = proxy(&with("", "    outlier_detection: off\n", &[upstream.address()])).await;
-    for load in [Load::get(proxy.web(), 4), Load::post(proxy.web(), 4)] {
-        load.more(400).await;
-        load.stop_without_failure().await;
-    }
-    // Nothing was executed twice: one answer for each request received.
-    let line_count = upstream.requests();
-    assert!(line_count >= 800, "{line_count}");
+    let load = Load::get(proxy.web(), 4);
+    load.more(400).await;
+    load.stop_without_failure().await;
+
+    // A POST that was on its way when the connection ended may have been executed, so it fails and is not sent again:
+    // no more requests have arrived than the client has sent.
+    let before = upstream.requests();
+    let load = Load::post(proxy.web(), 4);
+    load.more(200).await;
+    let tally = load.stop().await;
+    assert!(
+        upstream.requests() - before <= tally.succeeded + tally.failures.len(),
+        "{tally:?}"
+    );
+    assert!(
+        tally
+            .failures
+            .iter()
+            .all(|failure| failure.contains("upstream_closed")),
+        "{tally:?}"
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! worker that opened the connection, so nothing is contended. The crate queues requests without bound when the peer
 //! allows no more streams, hence [`Connection::has_room`] is asked before an exchange is started.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -12,9 +12,10 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::OnceCell;
 
 use super::{PumpError, RecvBody, SendPump, StreamTunnel};
 use crate::net::Io;
@@ -44,6 +45,8 @@ struct State {
     exchanges: Cell<u32>,
     /// Signs of life of the peer, counted; wraps.
     heard: Cell<u32>,
+    ping: RefCell<Option<PingPong>>,
+    settled: OnceCell<()>,
 }
 
 /// Opens a connection; the returned value is usable once the settings of the peer are known or assumed.
@@ -51,7 +54,7 @@ struct State {
 /// # Errors
 /// When the stream fails before the preface is out.
 pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
-    let (send, connection) = h2::client::Builder::new()
+    let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -66,6 +69,8 @@ pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
         active: Cell::new(0),
         exchanges: Cell::new(0),
         heard: Cell::new(0),
+        ping: RefCell::new(connection.ping_pong()),
+        settled: OnceCell::new(),
     });
     let seen = Rc::clone(&state);
     tokio::task::spawn_local(async move {
@@ -107,7 +112,20 @@ impl Connection {
         self.state.heard.set(self.state.heard.get().wrapping_add(1));
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441).
+    /// Waits until the settings of the peer are known. They precede its answer to anything (RFC 9113 §3.4), so one PING
+    /// is enough; it is sent only for those who have to know.
+    pub async fn settled(&self) {
+        let ask = || async {
+            let ping = self.state.ping.borrow_mut().take();
+            if let Some(mut ping) = ping {
+                // A connection that fails here will say so when it is used.
+                drop(ping.ping(Ping::opaque()).await);
+            }
+        };
+        self.state.settled.get_or_init(ask).await;
+    }
+
+    /// Whether the peer takes extended CONNECT (RFC 8441); certain once it is [`Connection::settled`].
     pub fn takes_extended_connect(&self) -> bool {
         self.send.is_extended_connect_protocol_enabled()
     }

@@ -259,7 +259,10 @@ pub(crate) async fn ask(
 }
 
 fn status(head: &Head) -> io::Result<u16> {
-    let rest = ["HTTP/1.1 ", "HTTP/1.0 "].iter().find_map(|version| head.start.strip_prefix(version)).unwrap_or_default();
+    let rest = ["HTTP/1.1 ", "HTTP/1.0 "]
+        .iter()
+        .find_map(|version| head.start.strip_prefix(version))
+        .unwrap_or_default();
     match rest.get(..3).map(str::parse) {
         Some(Ok(status)) if matches!(rest.as_bytes().get(3), None | Some(b' ')) => Ok(status),
         _ => Err(super::http1::wrong(&format!("status line {:?}", head.start))),
