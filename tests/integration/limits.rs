@@ -72,7 +72,7 @@ async fn a_body_that_announces_too_much_is_413_at_once() {
     let mut client = Client::connect(proxy.web()).await;
     // Not one byte of it is sent.
     client
-        .send("POST / HTTP/1.1\r\nhost: test.example\r\ncontent-length: 1025\r\n\r\n")
+        .send("POST / HTTP/1.1\r\nhost: test.example\r\ncontent-length: 10000000\r\n\r\n")
         .await;
     let answer = client.answer().await;
     answer.is_refusal(413, "body_too_large");
