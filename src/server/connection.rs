@@ -139,7 +139,7 @@ async fn run(
         (Some(http1), Some(_), None) => {
             // A client may take its time before it says anything at all.
             timer.set(wheel.now().plus(http1.keep_alive));
-            let Some(sniffed) = within(&timer, sniff(io)).await else {
+            let Some(sniffed) = within(&timer, Box::pin(sniff(io))).await else {
                 return Ok(());
             };
             let Ok((sniffed, http2)) = sniffed else {
@@ -163,6 +163,11 @@ async fn run(
             ))
             .await;
             tracing::trace!(?ended, "connection");
+            match ended {
+                http2::server::Ended::ResetFlood => return Err(ConnectionRejection::Flood),
+                http2::server::Ended::HandshakeTimeout => return Err(ConnectionRejection::Timeout),
+                http2::server::Ended::Cleanly | http2::server::Ended::Failed(_) => {}
+            }
         }
         (false, (Some(settings), _)) => {
             let ended = http1::server::serve(io, service, settings, tools, &drain, &mut dice).await;
@@ -221,5 +226,23 @@ fn tls_result(failure: HandshakeFailure) -> TlsResult {
         | HandshakeFailure::Incompatible
         | HandshakeFailure::Alpn
         | HandshakeFailure::Protocol => TlsResult::Protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a future returned by `_serve` would take, without calling it.
+    fn size<F: Future>(
+        _serve: impl FnOnce(Rc<Worker>, World, Arc<Listener>, Accepted, Rc<Drain>) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_a_connection_is_small() {
+        let bytes = size(serve);
+        assert!(bytes <= 3 * 1024, "{bytes} bytes");
     }
 }

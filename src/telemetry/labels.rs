@@ -66,6 +66,8 @@ labels! {
         Overload = "overload",
         /// The process is draining.
         Draining = "draining",
+        /// It was ended because it asked for more work than requests: resets, control frames.
+        Flood = "flood",
     }
 
     /// Why an attempt failed, as label `reason` of `upstream_failures_total`.
