@@ -132,8 +132,8 @@ impl Load {
     }
 
     /// The estimate as it was after the last sample, in seconds.
-    #[must_use]
-    pub(super) fn last_estimate(&self) -> Option<f32> {
+    #[cfg(test)]
+    fn last_estimate(&self) -> Option<f32> {
         // Ordering: Relaxed; one word holds all that belongs together.
         unpack(self.estimate.load(Ordering::Relaxed)).map(|(value, _)| value)
     }
@@ -228,7 +228,7 @@ const fn unpack(word: u64) -> Option<(f32, u32)> {
 const TAU: Duration = Duration::from_secs(10);
 
 /// No endpoint is believed to be faster, in seconds: below, differences are noise of our own.
-pub(super) const FLOOR: f32 = 0.001;
+const FLOOR: f32 = 0.001;
 
 /// Weight of one attempt in the success average: the last fifty or so count.
 const SUCCESS_ALPHA: f32 = 0.02;

@@ -47,6 +47,11 @@ pub(super) struct Typical {
 }
 
 impl Typical {
+    /// What estimates decay to.
+    fn rest(&self) -> f32 {
+        f32::from_bits(self.value.load(Ordering::Relaxed)) / 2.0
+    }
+
     pub(super) const fn new() -> Self {
         Self {
             value: AtomicU32::new(UNKNOWN.to_bits()),
@@ -65,7 +70,7 @@ impl Typical {
                 .due
                 .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
-                && let Some(median) = median(tier, members, dice)
+                && let Some(median) = median(tier, members, self.rest(), now, dice)
             {
                 self.value.store(median.to_bits(), Ordering::Relaxed);
             }
@@ -75,20 +80,23 @@ impl Typical {
 }
 
 /// The median of the estimates of (a sample of) the members; `None` if none has one.
-fn median(tier: &Tier, members: &impl Members, dice: &mut Dice) -> Option<f32> {
+///
+/// Of the estimates as they are *now*: taken as they once were, a majority that is never asked would hold the median up
+/// and with it the level towards which it decays itself, and would never become attractive again.
+fn median(tier: &Tier, members: &impl Members, rest: f32, now: Moment, dice: &mut Dice) -> Option<f32> {
     let mut seen = [0.0f32; SAMPLE];
     let mut len = 0;
     let start = dice.below(tier.len() as u32) as usize;
     for step in 0..tier.len().min(SAMPLE) {
         let member = tier.member((start + step) % tier.len());
-        if let Some(estimate) = members.load(member).last_estimate() {
+        if let Some(estimate) = members.load(member).estimate(now, rest) {
             seen[len] = estimate;
             len += 1;
         }
     }
     let seen = &mut seen[..len];
     seen.sort_unstable_by(f32::total_cmp);
-    seen.get(len / 2).map(|median| median.max(super::load::FLOOR))
+    seen.get(len / 2).copied()
 }
 
 /// What an endpoint is taken for while the whole cluster is unknown, in seconds.

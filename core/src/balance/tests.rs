@@ -249,6 +249,43 @@ fn a_newcomer_gets_its_share_of_the_asking() {
 }
 
 #[test]
+fn a_first_answer_that_was_slow_is_forgotten_even_by_a_majority() {
+    let fixture = Fixture::new(3);
+    let keys = [[0_u8], [1], [2]];
+    let specs: Vec<MemberSpec<'_>> = keys
+        .iter()
+        .map(|key| MemberSpec {
+            weight: 1,
+            priority: 0,
+            key,
+        })
+        .collect();
+    let balancer = Balancer::new(Policy::PeakEwma, &specs, 7);
+    let mut dice = Dice::new(7);
+    let mut asked = [0_u32; 3];
+    let mut now = Moment::from_nanos(1_000_000_000);
+    // The first answer of two of them paid for a connection; from then on all are equally quick.
+    for (load, millis) in fixture.loads.iter().zip([2, 6, 6]) {
+        load.begin();
+        load.finish(Duration::from_millis(millis), Outcome::Success, now);
+    }
+    for _ in 0..12_000 {
+        now = now.plus(Duration::from_millis(10));
+        let picked = balancer
+            .pick(&fixture, None, now, &mut dice)
+            .expect("somebody is eligible");
+        asked[picked] += 1;
+        fixture.loads[picked].begin();
+        let jitter = Duration::from_micros(u64::from(dice.below(200)));
+        fixture.loads[picked].finish(Duration::from_millis(2) + jitter, Outcome::Success, now);
+    }
+    assert!(
+        asked.iter().all(|&count| count > 1_200),
+        "somebody is never asked: {asked:?}"
+    );
+}
+
+#[test]
 fn a_cluster_of_newcomers_works_as_usual() {
     for policy in ALL {
         let fixture = Fixture::new(4);
