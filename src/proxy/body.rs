@@ -56,7 +56,9 @@ impl Body {
                 cx: Some(cx),
             };
         }
-        cx.phase = Phase::Body;
+        if cx.reason.is_none() {
+            cx.phase = Phase::Body;
+        }
         Self {
             kind: Kind::Local(content),
             cx: Some(cx),

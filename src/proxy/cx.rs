@@ -158,7 +158,10 @@ impl RequestCx {
     /// Everything the client is to get has been handed over.
     pub(super) fn complete(&mut self) {
         self.done = true;
-        self.phase = Phase::Done;
+        // A request that ended for a reason ended where it was, even though its refusal was delivered.
+        if self.reason.is_none() {
+            self.phase = Phase::Done;
+        }
     }
 
     /// The answer that says why the request ended.

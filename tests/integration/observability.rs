@@ -208,7 +208,6 @@ async fn the_metrics_of_the_contract_are_there() {
 }
 
 #[tokio::test]
-#[ignore = "the phase of a refusal is logged as done"]
 async fn a_refusal_is_counted_and_logged_with_its_reason() {
     let proxy = proxy(
         "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - match: { path: /yes }\n    direct_response: { status: 200 }\n",

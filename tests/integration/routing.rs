@@ -267,7 +267,6 @@ async fn every_policy_of_balancing_reaches_every_endpoint() {
 }
 
 #[tokio::test]
-#[ignore = "one request at a time, peak_ewma stays with the first endpoint it knows"]
 async fn the_default_policy_reaches_every_endpoint() {
     let upstreams = [Upstream::named("a"), Upstream::named("b"), Upstream::named("c")];
     let addresses: Vec<_> = upstreams.iter().map(Upstream::address).collect();
