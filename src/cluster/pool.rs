@@ -61,8 +61,6 @@ struct Key {
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Shared>>,
-    /// The endpoint chose HTTP/1.1 when it was asked last.
-    speaks_http1: Cell<bool>,
     /// One HTTP/2 handshake at a time; the others wait for it.
     connecting: Cell<bool>,
     connected: Notify,
@@ -184,7 +182,6 @@ impl Pools {
             Rc::new(Pool {
                 idle: RefCell::default(),
                 shared: RefCell::default(),
-                speaks_http1: Cell::new(false),
                 connecting: Cell::new(false),
                 connected: Notify::new(),
                 exclusive: Cell::new(false),
@@ -232,7 +229,7 @@ impl Pool {
             return Ok(lease);
         }
         // Several requests at once need one HTTP/2 connection, not several.
-        while self.may_share(cluster)
+        while may_share(cluster)
             && !self.exclusive.get()
             && self.connecting.get()
             && freshness == Freshness::Any
@@ -296,7 +293,7 @@ impl Pool {
     ) -> Result<Lease, ConnectError> {
         let worker = self.owner.worker;
         let mut guard = Guard::open(endpoint, cluster, worker).ok_or(ConnectError::Limit)?;
-        let _turn = self.may_share(cluster).then(|| Turn::take(self));
+        let _turn = may_share(cluster).then(|| Turn::take(self));
         let started = self.owner.wheel.now();
         let opened = connect::open(cluster, endpoint, client, &self.owner.wheel).await;
         let took = self.owner.wheel.now().since(started);
@@ -305,7 +302,6 @@ impl Pool {
             Err(error) => cluster.metrics.connect_ended(worker, error.result(), took),
         }
         let opened = opened.inspect_err(|_| self.failures.set(self.failures.get().wrapping_add(1)))?;
-        self.speaks_http1.set(matches!(opened, Opened::Http1(_)));
         guard.moved(ConnectionState::Active);
         match opened {
             Opened::Http1(connection) => {
@@ -331,15 +327,6 @@ impl Pool {
                 Inner::sweep_soon(&self.owner);
                 Ok(Lease::Http2(connection, guard))
             }
-        }
-    }
-
-    /// Whether a connection that is being opened is worth waiting for. What ALPN chose last time it will choose again.
-    fn may_share(&self, cluster: &Cluster) -> bool {
-        match cluster.settings.protocol {
-            Protocol::Http2 => true,
-            Protocol::Auto => cluster.tls.is_some() && !self.speaks_http1.get(),
-            Protocol::Http1 => false,
         }
     }
 
@@ -438,6 +425,14 @@ impl Ticket {
     /// The connection was stale, or the exchange was given up.
     pub(super) fn close(mut self, reason: CloseReason) {
         self.guard.reason = reason;
+    }
+}
+
+fn may_share(cluster: &Cluster) -> bool {
+    match cluster.settings.protocol {
+        Protocol::Http2 => true,
+        Protocol::Auto => cluster.tls.is_some(),
+        Protocol::Http1 => false,
     }
 }
 

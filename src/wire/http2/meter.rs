@@ -24,7 +24,7 @@ pub(super) const FRAMES_PER_REQUEST: u64 = 16;
 const CREDIT: u64 = 2_000;
 /// Most that can be saved up.
 const MOST: u64 = 10_000;
-/// Frames per second that nothing has to be done for. Measured on one core: far below a percent of it.
+/// Frames per second that nothing has to be done for. Reading this many is expected to be far below a percent of a core.
 const PER_SECOND: u64 = 200;
 /// Content in either direction that earns a frame: a client may answer every DATA frame with two window updates.
 const BYTES_PER_FRAME: u64 = 256;
