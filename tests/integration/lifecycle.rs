@@ -212,32 +212,41 @@ async fn an_instance_ends_under_load_and_no_request_fails() {
 }
 
 #[tokio::test]
-#[ignore = "to be told by SIGUSR2"]
 async fn a_successor_takes_over_and_no_request_fails() {
     let upstream = Upstream::answers(200, "ok");
     let old = proxy(&draining(&upstream, "300ms", "20s")).await;
-    let address = old.web();
-    let loads = [Load::get(address, 4), Load::post(address, 4)];
+    let web = old.web();
+    let loads = [Load::get(web, 4), Load::post(web, 4)];
     for load in &loads {
         load.more(200).await;
     }
-    // The same address, named; three generations.
-    let config = draining(&upstream, "300ms", "20s").replace("web: 127.0.0.1:0", &format!("web: {address}"));
-    let mut running = old;
-    for _ in 0..2 {
-        running.write(&config);
-        let next = running.successor().replacing().start().await;
-        running.signal(Signal::TERM);
-        let finished = running.finished().await;
-        assert_eq!(finished.status.code(), Some(0), "{finished:?}");
-        for load in &loads {
-            load.more(200).await;
-        }
-        running = next;
+    let (new, ended) = old.replace().await;
+    assert_eq!(ended.code(), Some(0), "{}", new.stderr());
+    assert_eq!(new.web(), web);
+    for load in &loads {
+        load.more(200).await;
     }
+    assert_eq!(new.admin_get("/readyz").await.status, 200);
     for load in loads {
         load.stop_without_failure().await;
     }
+}
+
+#[tokio::test]
+async fn a_successor_that_cannot_serve_changes_nothing() {
+    let upstream = Upstream::answers(200, "ok");
+    let config = draining(&upstream, "300ms", "20s").replace(
+        "worker_threads: 2",
+        "worker_threads: 2\n  reload: { watch: false }",
+    );
+    let proxy = proxy(&config).await;
+    let load = Load::get(proxy.web(), 4);
+    proxy.write("listeners: { web: nonsense }\n");
+    proxy.signal(Signal::USR2);
+    eventually("the failure is said", || proxy.stderr().contains("not replaced")).await;
+    load.more(100).await;
+    load.stop_without_failure().await;
+    assert_eq!(get(proxy.web(), "/").await.status, 200);
 }
 
 #[tokio::test]

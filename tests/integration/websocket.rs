@@ -113,7 +113,6 @@ async fn the_client_goes_on_after_the_upstream_has_finished() {
             let head = crate::support::http1::Head {
                 start: "GET /heard HTTP/1.1".to_owned(),
                 fields: crate::support::http1::Fields(vec![("host".to_owned(), "x".to_owned())]),
-                raw: rest,
             };
             peer.record(
                 head,

@@ -36,8 +36,6 @@ pub(crate) struct Answer {
     pub(crate) interim: Vec<(u16, Fields)>,
     /// Whether the connection goes on.
     pub(crate) keep_alive: bool,
-    /// The head as it came.
-    pub(crate) raw: Vec<u8>,
 }
 
 impl Answer {
@@ -160,7 +158,6 @@ impl Client {
             trailers,
             interim,
             keep_alive,
-            raw: head.raw,
         })
     }
 

@@ -56,8 +56,6 @@ pub(crate) struct Seen {
     pub(crate) calls: AtomicUsize,
     /// Calls that ended because nobody waited for them any more.
     pub(crate) cancelled: AtomicUsize,
-    /// The `grpc-timeout` that came last.
-    pub(crate) timeout: parking_lot::Mutex<Option<String>>,
 }
 
 impl GrpcUpstream {
@@ -92,10 +90,6 @@ impl GrpcUpstream {
     pub(crate) fn cancelled(&self) -> usize {
         self.seen.cancelled.load(Ordering::SeqCst)
     }
-
-    pub(crate) fn timeout(&self) -> Option<String> {
-        self.seen.timeout.lock().clone()
-    }
 }
 
 impl Drop for GrpcUpstream {
@@ -117,8 +111,6 @@ impl Drop for Call {
 
 async fn serve(request: HttpRequest<Body>, seen: Arc<Seen>) -> HttpResponse<Body> {
     seen.calls.fetch_add(1, Ordering::SeqCst);
-    let timeout = request.headers().get("grpc-timeout");
-    *seen.timeout.lock() = timeout.and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut grpc = tonic::server::Grpc::new(Codec::default());
     match request.uri().path() {
         "/test.Echo/One" => grpc.unary(service_fn(one), request).await,

@@ -2,7 +2,6 @@
 //! GOAWAY are seen as they come.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,7 +124,6 @@ pub(crate) async fn collect(answer: ResponseFuture) -> Result<Answer, h2::Error>
         trailers: Fields::from_map(&trailers),
         interim,
         keep_alive: true,
-        raw: Vec::new(),
     })
 }
 
@@ -316,9 +314,4 @@ pub(crate) async fn echo(request: Request<RecvStream>, mut respond: h2::server::
         drop(send.send_data(json.into(), false));
         drop(send.send_trailers(trailers));
     }
-}
-
-/// An error as the io error it is.
-pub(crate) fn as_io(error: h2::Error) -> io::Error {
-    error.into_io().unwrap_or_else(|| io::ErrorKind::Other.into())
 }

@@ -44,8 +44,6 @@ pub(crate) struct Head {
     /// The first line.
     pub(crate) start: String,
     pub(crate) fields: Fields,
-    /// As it came.
-    pub(crate) raw: Vec<u8>,
 }
 
 /// How a message says where it ends.
@@ -108,7 +106,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         loop {
             if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
                 let raw: Vec<u8> = self.buffer.drain(..end + 4).collect();
-                return parse(raw).map(Some);
+                return parse(&raw).map(Some);
             }
             if self.fill().await? == 0 {
                 return match self.buffer.is_empty() {
@@ -206,7 +204,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-fn parse(raw: Vec<u8>) -> io::Result<Head> {
+fn parse(raw: &[u8]) -> io::Result<Head> {
     let text = latin1(&raw[..raw.len() - 4]);
     let mut lines = text.split("\r\n");
     let start = lines.next().unwrap_or_default().to_owned();
@@ -217,7 +215,6 @@ fn parse(raw: Vec<u8>) -> io::Result<Head> {
     Ok(Head {
         start,
         fields: Fields(fields),
-        raw,
     })
 }
 

@@ -18,11 +18,20 @@ use super::eventually;
 /// A running proxy.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    child: Child,
+    process: Process,
     folder: Arc<tempfile::TempDir>,
     output: Output,
     listeners: BTreeMap<String, SocketAddr>,
     admin: Option<SocketAddr>,
+}
+
+/// Who serves.
+#[derive(Debug)]
+enum Process {
+    /// A process that we started.
+    Child(Child),
+    /// One that another proxy started in its place, by its id.
+    Heir(u32),
 }
 
 /// How a proxy is to be started.
@@ -116,11 +125,6 @@ impl Start {
         self
     }
 
-    /// Joins the listeners of the process that runs, which is then told to end.
-    pub(crate) fn replacing(self) -> Self {
-        self
-    }
-
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_bellwether");
         if let Some(socket) = &self.socket {
@@ -177,7 +181,7 @@ impl Start {
     pub(crate) async fn start(self) -> Proxy {
         let (child, output) = self.spawn();
         let mut proxy = Proxy {
-            child,
+            process: Process::Child(child),
             folder: Arc::clone(&self.folder),
             output,
             listeners: BTreeMap::new(),
@@ -185,15 +189,10 @@ impl Start {
         };
         let output = proxy.output.clone();
         eventually("the proxy is ready", || {
-            let written = output.0.lock();
-            written.ended == 2
-                || written
-                    .stderr
-                    .iter()
-                    .any(|line| line.trim_start().starts_with("ready in"))
+            output.0.lock().ended == 2 || output.is_ready(0)
         })
         .await;
-        proxy.read_banner();
+        proxy.read_banner(0);
         proxy
     }
 
@@ -257,6 +256,14 @@ impl Output {
         });
     }
 
+    /// Whether a banner has ended since this line.
+    fn is_ready(&self, since: usize) -> bool {
+        let written = self.0.lock();
+        written.stderr[since..]
+            .iter()
+            .any(|line| line.trim_start().starts_with("ready in"))
+    }
+
     fn stdout(&self) -> String {
         self.0.lock().stdout.join("\n")
     }
@@ -267,8 +274,9 @@ impl Output {
 }
 
 impl Proxy {
-    fn read_banner(&mut self) {
-        let stderr = self.output.stderr();
+    /// Reads the addresses from what was said since this line.
+    fn read_banner(&mut self, since: usize) {
+        let stderr = self.output.0.lock().stderr[since..].join("\n");
         for line in stderr.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match &*words {
@@ -320,15 +328,33 @@ impl Proxy {
         self.folder().join("bellwether.yaml")
     }
 
-    /// Another process on the folder of this one.
-    pub(crate) fn successor(&self) -> Start {
-        Start {
-            folder: Arc::clone(&self.folder),
-            arguments: Vec::new(),
-            variables: Vec::new(),
-            hosts: None,
-            socket: None,
-        }
+    /// Lets the process start its successor, and waits until that one serves and the old one has ended. Returns the new
+    /// one, and how the old one ended.
+    pub(crate) async fn replace(mut self) -> (Self, ExitStatus) {
+        let old = self.pid();
+        let said = self.output.0.lock().stderr.len();
+        self.signal(Signal::USR2);
+        let mut heir = None;
+        eventually("a successor is started", || {
+            heir = children(old).first().copied();
+            heir.is_some()
+        })
+        .await;
+        let heir = heir.expect("found");
+        let Process::Child(child) = &mut self.process else {
+            panic!("only a process that we started can be asked how it ended")
+        };
+        let mut status = None;
+        eventually("the old process ends", || {
+            status = child.try_wait().expect("our child");
+            status.is_some()
+        })
+        .await;
+        let output = self.output.clone();
+        eventually("the successor is ready", || output.is_ready(said)).await;
+        self.process = Process::Heir(heir);
+        self.read_banner(said);
+        (self, status.expect("ended"))
     }
 
     /// Writes the configuration anew. The listeners keep the addresses that they have.
@@ -354,12 +380,14 @@ impl Proxy {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Heir(pid) => *pid,
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("our child");
+        kill_process(pid(self.pid()), signal).expect("a living process");
     }
 
     /// Resident memory in bytes.
@@ -389,7 +417,10 @@ impl Proxy {
         let mut status = None;
         let output = self.output.clone();
         eventually("the proxy ends", || {
-            status = self.child.try_wait().expect("our child");
+            let Process::Child(child) = &mut self.process else {
+                panic!("only a process that we started can be asked how it ended")
+            };
+            status = child.try_wait().expect("our child");
             status.is_some() && output.0.lock().ended == 2
         })
         .await;
@@ -398,11 +429,6 @@ impl Proxy {
             stdout: output.stdout(),
             stderr: output.stderr(),
         }
-    }
-
-    /// Whether the process still runs.
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("our child").is_none()
     }
 
     /// `GET` on the admin address.
@@ -455,8 +481,13 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Fails only on a process that has ended.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        match &mut self.process {
+            Process::Child(child) => {
+                drop(child.kill());
+                drop(child.wait());
+            }
+            Process::Heir(heir) => drop(kill_process(pid(*heir), Signal::KILL)),
+        }
         if std::thread::panicking() {
             eprintln!("--- what the proxy said ---\n{}\n---", self.output.stderr());
         } else {
@@ -464,6 +495,26 @@ impl Drop for Proxy {
             assert!(!stderr.contains("panicked at"), "the proxy panicked:\n{stderr}");
         }
     }
+}
+
+fn pid(number: u32) -> Pid {
+    let number = i32::try_from(number).expect("a process id");
+    Pid::from_raw(number).expect("a process id")
+}
+
+/// The children of a process, whichever thread started them.
+fn children(of: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{of}/task")) else {
+        return Vec::new();
+    };
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
 }
 
 fn address(url: &str) -> Option<SocketAddr> {

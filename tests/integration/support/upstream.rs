@@ -45,10 +45,6 @@ pub(crate) struct Received {
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Fields,
     pub(crate) framing: Framing,
-    /// As it came.
-    pub(crate) head: Vec<u8>,
-    /// Which connection of this upstream, from 0.
-    pub(crate) connection: usize,
     /// Whether the peer wants to go on.
     pub(crate) keep_alive: bool,
 }
@@ -59,7 +55,6 @@ pub(crate) struct Peer {
     pub(crate) reader: Reader<TcpStream>,
     /// Which connection of this upstream, from 0.
     pub(crate) index: usize,
-    pub(crate) address: SocketAddr,
     log: Arc<Log>,
 }
 
@@ -178,19 +173,6 @@ impl Upstream {
         })
     }
 
-    /// Sends half of the promised body, then resets.
-    pub(crate) fn resets_mid_body() -> Self {
-        Self::each(|mut peer| async move {
-            if peer.request().await?.is_some() {
-                peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789")
-                    .await?;
-                peer.sent().await?;
-                peer.reset();
-            }
-            Ok(())
-        })
-    }
-
     /// Keeps every byte and answers nothing: what arrived is what the proxy wrote.
     pub(crate) fn records() -> Self {
         Self::each(|mut peer| async move {
@@ -222,12 +204,6 @@ impl Upstream {
             address,
             _socket: socket,
         }
-    }
-
-    /// Takes connections and never reads: the kernel accepts, nobody else does.
-    pub(crate) fn black_hole() -> (SocketAddr, std::net::TcpListener) {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        (socket.local_addr().expect("bound"), socket)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -304,12 +280,6 @@ impl Refusing {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
-
-    /// Starts to listen.
-    pub(crate) fn listen(self) -> std::net::TcpListener {
-        self._socket.listen(128).expect("listens");
-        self._socket.into()
-    }
 }
 
 async fn accept<F, B>(
@@ -327,13 +297,12 @@ async fn accept<F, B>(
             accepted = listener.accept() => accepted,
             _ = stopped.changed() => return,
         };
-        let Ok((stream, address)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else { continue };
         // Fails only on a connection that is gone.
         drop(stream.set_nodelay(true));
         let peer = Peer {
             reader: Reader::new(stream),
             index: log.connections.fetch_add(1, Ordering::SeqCst),
-            address,
             log: Arc::clone(&log),
         };
         log.open.fetch_add(1, Ordering::SeqCst);
@@ -415,8 +384,6 @@ impl Peer {
             body,
             trailers,
             framing,
-            head: head.raw,
-            connection: self.index,
         };
         self.log.requests.lock().push(received.clone());
         Ok(received)
