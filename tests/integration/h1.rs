@@ -100,6 +100,18 @@ async fn http_1_0_is_served_and_closed() {
 }
 
 #[tokio::test]
+async fn a_client_of_http_1_0_may_name_no_host() {
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    client.until_closed().await;
+    // RFC 9112 §3.2: a request of HTTP/1.1 must; the endpoint's own is what is known.
+    let own = upstream.address().to_string();
+    assert_eq!(upstream.only().fields.all("host"), [own.as_str()]);
+}
+
+#[tokio::test]
 async fn http_1_0_keeps_the_connection_when_asked() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&to(&[upstream.address()])).await;
