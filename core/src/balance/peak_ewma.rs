@@ -96,7 +96,9 @@ fn median(tier: &Tier, members: &impl Members, rest: f32, now: Moment, dice: &mu
     }
     let seen = &mut seen[..len];
     seen.sort_unstable_by(f32::total_cmp);
-    seen.get(len / 2).copied()
+    // The lower one of two in the middle: an unknown endpoint beside two known ones would otherwise always look worse than
+    // one of them.
+    seen.get(len.saturating_sub(1) / 2).copied()
 }
 
 /// What an endpoint is taken for while the whole cluster is unknown, in seconds.

@@ -1,7 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: a header in front of a connection that says who the client was.
 //!
 //! Source: "The PROXY protocol", Willy Tarreau, haproxy.org/download/3.0/doc/proxy-protocol.txt. What a header means
-//! is said in [`header`]; here it is read from a connection. Whether a peer may be believed is not asked: callers read
+//! is said in `header`; here it is read from a connection. Whether a peer may be believed is not asked: callers read
 //! a header from trusted peers only, because whoever may send one can claim to be anybody.
 //! Invariant: nothing that stands behind a header is lost.
 

@@ -5,7 +5,7 @@
 //!
 //! A client that opens streams only to reset them makes the proxy work for nothing (CVE-2023-44487): resets before an
 //! answer are counted, and a connection on which they outweigh the requests that were let live is ended with
-//! ENHANCE_YOUR_CALM. Frames that ask for nothing are metered in the same spirit, see [`super::meter`].
+//! ENHANCE_YOUR_CALM. Frames that ask for nothing are metered in the same spirit, see `meter`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
