@@ -140,7 +140,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
         );
         Self {
             connection,
-            upload: (!ended).then_some(body),
+            upload: (!ended && !framing.is_empty()).then_some(body),
             upload_chunked: framing == Framing::Chunked,
             upload_left: if let Framing::Length(length) = framing {
                 Some(length)
@@ -303,6 +303,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
                                 *left = rest;
                             }
                             output.push_data(data, self.upload_chunked);
+                            // All that was announced is on its way; the body need not say that it has ended.
+                            if self.upload_left == Some(0) {
+                                self.upload = None;
+                            }
                         }
                         Err(frame) => {
                             if let (true, Ok(trailers)) = (self.upload_chunked, frame.into_trailers()) {
