@@ -2,7 +2,9 @@
 //!
 //! Content streams through once. While it fits into a bound it is also kept, so that an attempt that failed early can
 //! be repeated from the first byte; once it outgrows the bound, what was kept is dropped and the request can only be
-//! sent by the attempt that has it. Keeping costs reference counts, not copies.
+//! sent by the attempt that has it. Keeping a large piece costs a reference count, not a copy. Small ones are copied
+//! together: each would otherwise hold the buffer in which it arrived, and a client that sends byte by byte could
+//! make us hold many times the bound.
 //!
 //! The whole request's limit is enforced here too, because only here every byte passes.
 
@@ -11,7 +13,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
@@ -28,6 +30,8 @@ struct Source {
     body: RequestBody,
     announced: Option<u64>,
     kept: Vec<Bytes>,
+    /// Small pieces behind those, copied together.
+    tail: BytesMut,
     trailers: Option<HeaderMap>,
     kept_bytes: usize,
     keep: usize,
@@ -37,6 +41,45 @@ struct Source {
     outgrown: bool,
     finished: bool,
     failed: Option<Failure>,
+}
+
+/// A piece from here on is kept as it is. It holds little more than its own length in memory.
+const LARGE: usize = 4 * 1024;
+/// Small pieces are copied into buffers of about this length.
+const TAIL: usize = 16 * 1024;
+
+impl Source {
+    /// Keeps a piece for another attempt, or gives up keeping.
+    fn keep(&mut self, data: &Bytes) {
+        if self.outgrown {
+            return;
+        }
+        if self.kept_bytes + data.len() > self.keep {
+            self.outgrown = true;
+            self.kept = Vec::new();
+            self.tail = BytesMut::new();
+            return;
+        }
+        let is_first = self.kept_bytes == 0;
+        self.kept_bytes += data.len();
+        // Most requests have their whole content in one piece.
+        if data.len() >= LARGE || (is_first && !data.is_empty()) {
+            self.seal();
+            self.kept.push(data.clone());
+        } else {
+            self.tail.extend_from_slice(data);
+            if self.tail.len() >= TAIL {
+                self.seal();
+            }
+        }
+    }
+
+    /// Makes the small pieces a large one.
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.kept.push(self.tail.split().freeze());
+        }
+    }
 }
 
 /// How the client's content failed.
@@ -68,6 +111,7 @@ impl Replay {
             body,
             announced,
             kept: Vec::new(),
+            tail: BytesMut::new(),
             trailers: None,
             kept_bytes: 0,
             keep,
@@ -84,6 +128,9 @@ impl Replay {
 
     /// The content for one attempt. Only the latest one may be polled.
     pub fn attempt(&self) -> Upload {
+        if let Some(source) = &self.source {
+            source.borrow_mut().seal();
+        }
         Upload {
             source: self.source.clone(),
             next: 0,
@@ -118,11 +165,15 @@ impl Replay {
         if !source.finished || source.outgrown {
             return None;
         }
-        match source.kept.as_slice() {
-            [] => Some(Bytes::new()),
-            [one] => Some(one.clone()),
-            several => Some(Bytes::from(several.concat())),
+        if let ([one], true) = (source.kept.as_slice(), source.tail.is_empty()) {
+            return Some(one.clone());
         }
+        let mut all = BytesMut::with_capacity(source.kept_bytes);
+        for piece in &source.kept {
+            all.extend_from_slice(piece);
+        }
+        all.extend_from_slice(&source.tail);
+        Some(all.freeze())
     }
 }
 
@@ -205,17 +256,8 @@ impl Body for Upload {
                     if source.body.is_end_stream() {
                         source.finished = true;
                     }
-                    if !source.outgrown {
-                        if source.kept_bytes + data.len() <= source.keep {
-                            source.kept_bytes += data.len();
-                            source.kept.push(data.clone());
-                            this.next += 1;
-                        } else {
-                            source.outgrown = true;
-                            source.kept = Vec::new();
-                            this.next = 0;
-                        }
-                    }
+                    source.keep(&data);
+                    this.next = source.kept.len();
                     Poll::Ready(Some(Ok(Frame::data(data))))
                 }
                 Err(frame) => {
@@ -283,6 +325,29 @@ mod tests {
         assert_eq!(drain(&mut replay.attempt()).await.unwrap(), b"hello!");
         assert!(!replay.is_repeatable());
         assert!(replay.complete().is_none());
+    }
+
+    #[tokio::test]
+    async fn small_pieces_are_kept_together() {
+        let replay = Replay::new(full(b"a"), 100_000, None);
+        let mut upload = replay.attempt();
+        assert_eq!(drain(&mut upload).await.unwrap(), b"a");
+        let mut expected = b"a".to_vec();
+        let mut keep = |piece: &[u8]| {
+            let mut source = replay.source.as_ref().unwrap().borrow_mut();
+            source.keep(&Bytes::copy_from_slice(piece));
+            expected.extend_from_slice(piece);
+        };
+        for _ in 0..40_000 {
+            keep(b"b");
+            keep(b"");
+        }
+        keep(&[b'c'; LARGE]);
+        keep(b"d");
+        assert_eq!(replay.complete().unwrap(), expected);
+        assert_eq!(drain(&mut replay.attempt()).await.unwrap(), expected);
+        let pieces = replay.source.as_ref().unwrap().borrow().kept.len();
+        assert!(pieces <= 8, "{pieces} pieces");
     }
 
     #[tokio::test]
