@@ -117,8 +117,9 @@ impl Redirect {
         })
     }
 
-    /// Where the request is sent.
-    pub fn location(&self, asked: &Asked<'_>, values: &Values<'_>) -> String {
+    /// Where the request is sent; `None` for a client that named no host, where only an address with a host would
+    /// lead elsewhere.
+    pub fn location(&self, asked: &Asked<'_>, values: &Values<'_>) -> Option<String> {
         let scheme = self.scheme.unwrap_or(asked.scheme);
         let (asked_name, asked_port) = split_port(asked.host);
         let moves = self.scheme.is_some() || self.host.is_some();
@@ -128,42 +129,39 @@ impl Redirect {
             .or(if moves { None } else { asked_port })
             .filter(|port| *port != default_port(scheme));
         let name = host.as_deref().unwrap_or(asked_name);
-        let mut location = String::with_capacity(64);
-        // Without a host there is no absolute address to give; the path alone is a valid reference.
-        if !name.is_empty() {
-            location.push_str(scheme.as_str());
-            location.push_str("://");
-            location.push_str(name);
-            if let Some(port) = port {
-                location.push(':');
-                location.push_str(itoa::Buffer::new().format(port));
-            }
-        }
         let mut target = match &self.path {
             PathTo::Same => asked.path.to_owned(),
             PathTo::Whole(template) => template.render(values),
             PathTo::Prefix(new) => replace_prefix(asked.path, asked.matched_prefix.unwrap_or_default(), new),
         };
         append_query(&mut target, asked.query);
-        location + &target
+        if name.is_empty() {
+            // Without a host there is no absolute address to give, and the same path again would be asked for ever.
+            if self.path == PathTo::Same {
+                return None;
+            }
+            // The path alone is a valid reference, but what follows two slashes would be read as a host.
+            return Some(format!("/{}", target.trim_start_matches('/')));
+        }
+        let mut location = String::with_capacity(64);
+        location.push_str(scheme.as_str());
+        location.push_str("://");
+        location.push_str(name);
+        if let Some(port) = port {
+            location.push(':');
+            location.push_str(itoa::Buffer::new().format(port));
+        }
+        Some(location + &target)
     }
 
-    /// Whether a request would be sent back to where it came from, for ever.
-    pub fn leads_back(&self, asked: &Asked<'_>, values: &Values<'_>) -> bool {
-        let here = Self {
-            scheme: None,
-            host: None,
-            port: None,
-            path: PathTo::Same,
-            status: self.status,
-        };
-        self.location(asked, values)
-            .eq_ignore_ascii_case(&here.location(asked, values))
+    /// The status of the answer.
+    pub const fn status(&self) -> StatusCode {
+        self.status
     }
 
-    /// The answer.
-    pub fn response(&self, asked: &Asked<'_>, values: &Values<'_>) -> Response<Bytes> {
-        reply::redirect(self.status, &self.location(asked, values))
+    /// The answer; `None` as for [`Redirect::location`].
+    pub fn response(&self, asked: &Asked<'_>, values: &Values<'_>) -> Option<Response<Bytes>> {
+        Some(reply::redirect(self.status, &self.location(asked, values)?))
     }
 }
 
@@ -195,7 +193,10 @@ mod tests {
     };
 
     fn to(settings: &RedirectSettings<'_>) -> String {
-        Redirect::compile(settings).unwrap().location(&ASKED, &values())
+        Redirect::compile(settings)
+            .unwrap()
+            .location(&ASKED, &values())
+            .unwrap()
     }
 
     #[test]
@@ -241,49 +242,60 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_named_no_host_gets_a_path() {
-        let redirect = Redirect::compile(&RedirectSettings {
-            path: Some("/x"),
-            ..Default::default()
-        })
-        .unwrap();
-        assert_eq!(
-            redirect.location(
-                &Asked {
-                    host: "",
-                    query: None,
-                    ..ASKED
-                },
-                &values()
-            ),
-            "/x"
-        );
-        let literal = Asked {
-            host: "[::1]",
+    fn a_client_that_named_no_host_gets_a_path_or_nothing() {
+        let asked = Asked {
+            host: "",
             query: None,
             ..ASKED
         };
-        assert_eq!(redirect.location(&literal, &values()), "http://[::1]/x");
+        let values = Values { host: "", ..values() };
+        let to =
+            |settings: RedirectSettings<'_>| Redirect::compile(&settings).unwrap().location(&asked, &values);
+        let path = |path| RedirectSettings {
+            path: Some(path),
+            ..Default::default()
+        };
+        assert_eq!(to(path("/x")).as_deref(), Some("/x"));
+        // Two slashes would make the path a host.
+        assert_eq!(to(path("/{host}{path}")).as_deref(), Some("/orders/7"));
+        let secure = RedirectSettings {
+            scheme: Some(Scheme::Https),
+            ..Default::default()
+        };
+        assert_eq!(to(secure.clone()), None);
+        let same_host = RedirectSettings {
+            host: Some("{host}"),
+            ..secure
+        };
+        assert_eq!(to(same_host), None);
+        let host = RedirectSettings {
+            host: Some("shop.example"),
+            ..Default::default()
+        };
+        assert_eq!(to(host).as_deref(), Some("http://shop.example/v1/a"));
     }
 
     #[test]
-    fn a_redirect_to_itself_is_found_out() {
+    fn a_redirect_that_changes_nothing_is_refused() {
         assert_eq!(
             Redirect::compile(&RedirectSettings::default()),
             Err(RedirectError::ToItself)
         );
-        let same = Redirect::compile(&RedirectSettings {
-            scheme: Some(Scheme::Http),
-            port: Some(8080),
+    }
+
+    #[test]
+    fn an_address_in_brackets_keeps_them() {
+        let redirect = Redirect::compile(&RedirectSettings {
+            path: Some("/x"),
             ..Default::default()
         });
-        assert!(same.unwrap().leads_back(&ASKED, &values()));
-        let other = Redirect::compile(&RedirectSettings {
-            scheme: Some(Scheme::Https),
-            ..Default::default()
-        })
-        .unwrap();
-        assert!(!other.leads_back(&ASKED, &values()));
+        let asked = Asked {
+            host: "[::1]",
+            query: None,
+            ..ASKED
+        };
+        let location = redirect.unwrap().location(&asked, &values());
+        assert_eq!(location.as_deref(), Some("http://[::1]/x"));
     }
 
     #[test]
@@ -293,7 +305,7 @@ mod tests {
             ..Default::default()
         })
         .unwrap();
-        let response = redirect.response(&ASKED, &values());
+        let response = redirect.response(&ASKED, &values()).unwrap();
         assert_eq!(response.status(), 308);
         assert_eq!(response.headers()["location"], "http://shop.example:8080/x?q=%20");
         for (settings, why) in [

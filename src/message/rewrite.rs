@@ -96,9 +96,11 @@ impl Rewrite {
         Ok(Some(target))
     }
 
-    /// The host that the service sees, or `None` for the client's.
+    /// The host that the service sees, or `None` for the client's. A host made of nothing but what this request does
+    /// not have is none either: no service takes an empty one.
     pub fn host(&self, values: &Values<'_>) -> Option<String> {
-        self.host.as_ref().map(|host| host.render(values))
+        let host = self.host.as_ref()?.render(values);
+        (!host.is_empty()).then_some(host)
     }
 }
 

@@ -200,7 +200,7 @@ pub(super) fn enter(
     })
 }
 
-fn bad_request(cx: &mut RequestCx, error: &dyn std::error::Error) -> Reason {
+pub(super) fn bad_request(cx: &mut RequestCx, error: &dyn std::error::Error) -> Reason {
     cx.detail = Some(error.to_string().into());
     Reason::ClientProtocol
 }

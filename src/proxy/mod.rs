@@ -28,13 +28,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::{Dice, Moment, Phase, Reason};
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderValue, Method, Response, StatusCode, header};
 
 pub use body::Body;
 use cx::RequestCx;
 
 use crate::cluster::pool::Pools;
 use crate::message::forwarded::{Hop, Scheme, Trust};
+use crate::message::hygiene::BadAuthority;
 use crate::message::reply;
 use crate::message::request_id::RequestId;
 use crate::message::template::Values;
@@ -150,9 +151,10 @@ impl Frontend {
             }
             Action::Redirect(redirect) => {
                 let values = entered.values(cx, &route.name, tls_peer);
-                Ok(Answered::Local(
-                    redirect.response(&entered.asked(view, route), &values),
-                ))
+                match redirect.response(&entered.asked(view, route), &values) {
+                    Some(response) => Ok(Answered::Local(response)),
+                    None => Err(enter::bad_request(cx, &BadAuthority::Missing)),
+                }
             }
             Action::Forward(target) => attempts::attempts(view, cx, route, target, entered, &early, tls_peer)
                 .await
@@ -252,6 +254,14 @@ fn local(view: &View, mut cx: Box<RequestCx>, response: Response<Bytes>) -> Repl
             tls_peer: "",
         };
         route.response_headers.apply(&mut head.headers, &values);
+    }
+    if cx.method == Method::HEAD
+        && content.is_empty()
+        && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    {
+        // An empty body leaves open what GET would have had; here it is known.
+        head.headers
+            .insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     Reply {
         head,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::support::client::{Client, ask, get};
+use crate::support::h2::{H2, uri};
 use crate::support::proxy::{Proxy, proxy, with};
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, soon};
@@ -97,8 +98,37 @@ async fn a_redirect_keeps_what_it_does_not_name() {
 }
 
 #[tokio::test]
+async fn a_client_that_names_no_host_is_sent_to_none() {
+    let upstream = Upstream::echo();
+    let config = format!(
+        "listeners:\n  web: 127.0.0.1:0\nroutes:\n\
+         \x20 - match: {{ path_prefix: /path }}\n    redirect: {{ path: \"/{{host}}{{path}}\" }}\n\
+         \x20 - match: {{ path_prefix: /secure }}\n    redirect: {{ scheme: https }}\n\
+         \x20 - cluster: app\n    rewrite: {{ host: \"{{host}}\" }}\n{}",
+        clusters(&[("app", &upstream)])
+    );
+    let proxy = proxy(&config).await;
+    let ask = async |target: &str| {
+        let mut client = Client::connect(proxy.web()).await;
+        client.send(format!("GET {target} HTTP/1.0\r\n\r\n")).await;
+        client.answer().await
+    };
+    // Two slashes would make a host of the path.
+    let answer = ask("/path/a").await;
+    assert_eq!(
+        (answer.status, answer.fields.get("location")),
+        (308, Some("/path/a"))
+    );
+    // The same path again would be asked for ever.
+    ask("/secure/a").await.is_refusal(400, "client_protocol");
+    ask("/").await;
+    let own = upstream.address().to_string();
+    assert_eq!(upstream.only().fields.all("host"), [own.as_str()]);
+}
+
+#[tokio::test]
 async fn a_direct_response_is_ours() {
-    let config = "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - direct_response:\n      status: 418\n      body: \"short and stout\\n\"\n      \
+    let config = "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - match: { path: /empty }\n    direct_response: { status: 200 }\n  - direct_response:\n      status: 418\n      body: \"short and stout\\n\"\n      \
                   headers: { x-pot: \"{host}\" }\n";
     let proxy = proxy(config).await;
     let mut client = Client::connect(proxy.web()).await;
@@ -114,6 +144,16 @@ async fn a_direct_response_is_ours() {
     }
     let answer = head(proxy.web()).await;
     assert_eq!((answer.status, answer.body.len()), (418, 0));
+    // What GET would have got (RFC 9110 §9.3.2).
+    assert_eq!(answer.fields.get("content-length"), Some("16"));
+    let mut over_http_2 = H2::connect(proxy.web()).await;
+    for (path, length) in [("/", "16"), ("/empty", "0")] {
+        let answer = ask(proxy.web(), "HEAD", path, "", b"").await;
+        assert_eq!((path, answer.fields.get("content-length")), (path, Some(length)));
+        let request = http::Request::head(uri(path)).body(&b""[..]).expect("a request");
+        let answer = over_http_2.ask(request).await;
+        assert_eq!((path, answer.fields.get("content-length")), (path, Some(length)));
+    }
 }
 
 #[tokio::test]
