@@ -207,6 +207,12 @@ fn every_reason_is_documented() {
          503 means that no service can have acted, 502 that one was reached and broke, 504 that time ran out, 4xx that\n\
          the client is at fault. Words of parts that are not built yet are in the list, because a list that is complete\n\
          can be checked; no request gets them. \"Envoy\" is the flag that says nearly the same in Envoy's access log.\n\n\
+         Such an answer to a write (a method that is not safe, RFC 9110 section 9.2.1) also says what became of it, in the\n\
+         header `x-bellwether-outcome`: `not-executed`, no service can have seen it; `refused`, a service said that it did\n\
+         nothing about it; `unknown`, a service may have executed it. After the first two it may be sent again without\n\
+         fear. What could not be read as a request has no outcome, and an answer that breaks off cannot tell any more.\n\n\
+         Every such answer carries `x-request-id`. That of a service passes as it is; a route that sets\n\
+         `response_headers: { set: { x-request-id: \"{request_id}\" } }` adds ours.\n\n\
          | word | status | gRPC | ended by | Envoy | what the client reads |\n|---|---|---|---|---|---|\n",
     );
     for reason in Reason::ALL {

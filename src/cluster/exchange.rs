@@ -28,8 +28,6 @@ pub struct Outgoing<'a> {
     pub headers: &'a HeaderMap,
     /// The protocol of an upgrade.
     pub upgrade: Option<&'a HeaderValue>,
-    /// Whether the client's connection was encrypted (`:scheme`).
-    pub secure: bool,
 }
 
 /// Why there is no answer.
@@ -87,6 +85,8 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Checkout {
     lease: Lease,
+    /// Whether it is encrypted.
+    secure: bool,
 }
 
 impl Checkout {
@@ -106,6 +106,7 @@ impl Checkout {
             lease: Rc::clone(&pool)
                 .checkout(cluster, endpoint, freshness, client)
                 .await?,
+            secure: cluster.tls.is_some(),
         })
     }
 
@@ -148,7 +149,7 @@ impl Exchange {
                 if connect && !connection.takes_extended_connect() {
                     return Err(ExchangeError::Unsupported);
                 }
-                let request = http2_request(outgoing)?;
+                let request = http2_request(outgoing, checkout.secure)?;
                 let exchange = http2::client::Exchange::start(&connection, request, body, connect)
                     .map_err(from_http2)?;
                 Ok(Self {
@@ -303,11 +304,14 @@ fn from_http2(error: http2::client::ExchangeError) -> ExchangeError {
 }
 
 /// The head as HTTP/2 wants it: scheme and authority in the URI, no `host` field (RFC 9113 §8.3.1).
-fn http2_request(outgoing: &Outgoing<'_>) -> Result<Request<()>, ExchangeError> {
+///
+/// `:scheme` is that of this connection, because servers refuse one that contradicts it. That of the client's is told
+/// by `x-forwarded-proto`.
+fn http2_request(outgoing: &Outgoing<'_>, secure: bool) -> Result<Request<()>, ExchangeError> {
     let mut headers = outgoing.headers.clone();
     let host = headers.remove(header::HOST);
     let invalid = |_| ExchangeError::Protocol("invalid_target");
-    let mut uri = Uri::builder().scheme(if outgoing.secure { "https" } else { "http" });
+    let mut uri = Uri::builder().scheme(if secure { "https" } else { "http" });
     if let Some(host) = &host {
         uri = uri.authority(host.as_bytes());
     }

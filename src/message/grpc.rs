@@ -1,10 +1,9 @@
-//! gRPC as far as a proxy must know it: what is a call, how it ends, how long it may take.
+//! gRPC as far as a proxy must know it: what is a call and how it ends. How long it may take is
+//! read by `bellwether_core::parse_grpc_timeout`.
 //!
 //! Every gRPC answer is a 200; what happened stands in `grpc-status`, in the trailers or, when there is no message, in
 //! the header section ("trailers-only"). Sources: gRPC over HTTP/2 (PROTOCOL-HTTP2), "HTTP to gRPC status code
 //! mapping", "Status codes and their use".
-
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -154,44 +153,6 @@ pub fn decode_message(value: &HeaderValue) -> String {
         .into_owned()
 }
 
-/// Reads `grpc-timeout`: up to eight digits and one of `H M S m u n`.
-pub fn parse_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
-/// Writes a `grpc-timeout`, in the finest unit that eight digits can hold, never longer than what is left.
-pub fn timeout_value(left: Duration) -> HeaderValue {
-    const MOST: u128 = 99_999_999;
-    let units = [
-        (1, 'n'),
-        (1_000, 'u'),
-        (1_000_000, 'm'),
-        (1_000_000_000, 'S'),
-        (60_000_000_000, 'M'),
-        (3_600_000_000_000, 'H'),
-    ];
-    let nanos = left.as_nanos();
-    let (number, unit) = units
-        .into_iter()
-        .map(|(size, unit)| (nanos / size, unit))
-        .find(|(number, _)| *number <= MOST)
-        .unwrap_or((MOST, 'H'));
-    HeaderValue::try_from(format!("{number}{unit}")).unwrap_or(HeaderValue::from_static("0n"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,27 +243,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_timeout_is_read_as_written_and_nothing_else() {
-        assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(
-            parse_timeout(b"99999999n"),
-            Some(Duration::from_nanos(99_999_999))
-        );
-        for bad in ["", "m", "1", "-1S", "1 S", "123456789m", "1s", "1h", "+1S"] {
-            assert_eq!(parse_timeout(bad.as_bytes()), None, "{bad}");
-        }
-    }
-
     proptest! {
-        #[test]
-        fn a_timeout_survives_writing(nanos in 0u64..) {
-            let left = Duration::from_nanos(nanos);
-            let read = parse_timeout(timeout_value(left).as_bytes()).unwrap();
-            prop_assert!(read <= left);
-            prop_assert!(left - read <= left / 1_000_000 + Duration::from_nanos(1));
-        }
-
         #[test]
         fn a_message_survives_writing(message in ".{0,60}") {
             let value = encode_message(&message);

@@ -15,6 +15,7 @@ use http::{Method, Version};
 use smallvec::SmallVec;
 
 use super::forwarded::Trust;
+use crate::wire::http1::chunked::is_forbidden_trailer;
 
 /// Why the head of a request is refused; it is answered with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -222,7 +223,9 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Trust) {
         keep_only_trailers(headers);
     }
     if peer == Trust::Untrusted && seen.0 & (Seen::PRIVATE | Seen::DISGUISED) != 0 {
-        remove_where(headers, |name| name.starts_with(OURS) || is_disguised(name));
+        remove_where(headers, |name| {
+            name.as_str().starts_with(OURS) || is_disguised(name.as_str())
+        });
     }
 }
 
@@ -308,58 +311,18 @@ fn keep_only_trailers(headers: &mut HeaderMap) {
     }
 }
 
-fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    let names: SmallVec<[HeaderName; 8]> = headers
-        .keys()
-        .filter(|name| unwanted(name.as_str()))
-        .cloned()
-        .collect();
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let names: SmallVec<[HeaderName; 8]> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in &names {
         headers.remove(name);
     }
 }
 
-/// Removes from a trailer section what must not come there (RFC 9110 section 6.5.1): whatever frames, routes,
-/// authenticates or describes a message that is already half processed, and the fields that only we write.
+/// Removes from a trailer section what must not come there: what [`is_forbidden_trailer`] names, and what a service
+/// may take for it.
 pub fn filter_trailers(trailers: &mut HeaderMap) {
     remove_where(trailers, |name| {
-        matches!(
-            name,
-            "age"
-                | "authorization"
-                | "cache-control"
-                | "connection"
-                | "cookie"
-                | "date"
-                | "expect"
-                | "expires"
-                | "forwarded"
-                | "host"
-                | "http2-settings"
-                | "keep-alive"
-                | "location"
-                | "max-forwards"
-                | "pragma"
-                | "proxy-authenticate"
-                | "proxy-authorization"
-                | "proxy-connection"
-                | "range"
-                | "retry-after"
-                | "set-cookie"
-                | "te"
-                | "trailer"
-                | "transfer-encoding"
-                | "upgrade"
-                | "vary"
-                | "warning"
-                | "www-authenticate"
-                | "x-real-ip"
-                | "x-request-id"
-        ) || (name.starts_with("content-") && name != "content-digest")
-            || name.starts_with("x-forwarded-")
-            || name.starts_with(OURS)
-            || name.starts_with("if-")
-            || is_disguised(name)
+        is_forbidden_trailer(name) || is_disguised(name.as_str())
     });
 }
 

@@ -36,7 +36,6 @@ pub(super) struct Sendable<'a> {
     pub(super) upgrade: Option<&'a HeaderValue>,
     /// The client asked by extended CONNECT.
     pub(super) extended: bool,
-    pub(super) secure: bool,
 }
 
 /// A try that led to an answer.
@@ -65,6 +64,8 @@ pub(super) enum Exposure {
     Nothing,
     /// Nothing, because a connection that had been idle was gone; a fresh one to the same endpoint may do.
     Stale,
+    /// It has seen it, and said that it did nothing about it; a fresh connection to the same endpoint may do.
+    Refused,
     /// It may have acted.
     Maybe,
 }
@@ -272,7 +273,6 @@ pub(super) async fn attempt(
             target: sendable.target.as_bytes(),
             headers: sendable.headers,
             upgrade: sendable.upgrade,
-            secure: sendable.secure,
         },
     };
     let body = cx.replay.attempt();
@@ -409,7 +409,7 @@ fn no_answer(
             };
             Failed {
                 reason,
-                exposure: Exposure::Maybe,
+                exposure: if sent { Exposure::Maybe } else { Exposure::Nothing },
                 trigger: None,
             }
         }
@@ -418,7 +418,7 @@ fn no_answer(
             guard.failed(Some(UpstreamFailure::Reset));
             Failed {
                 reason: Reason::UpstreamReset,
-                exposure: Exposure::Stale,
+                exposure: Exposure::Refused,
                 trigger: Some(RetryTrigger::Refused),
             }
         }

@@ -8,10 +8,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::deadline::parse_grpc_timeout;
 use bellwether_core::{Phase, Reason};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header, response};
 
-use super::attempt::{self, Answered, AttemptGuard, Exposure, Failed, Sendable};
+use super::attempt::{self, Answered, AttemptGuard, Exposure, Sendable};
 use super::body::Body;
 use super::cx::RequestCx;
 use super::enter::Entered;
@@ -19,7 +20,7 @@ use super::{Interim, View, upgrade};
 use crate::cluster::exchange::Exchange;
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, NoPick, Tried};
-use crate::message::forwarded::{Scheme, Trust};
+use crate::message::forwarded::Trust;
 use crate::message::repeatable::{Repeatable, repeatable};
 use crate::message::reply::Detail;
 use crate::message::{grpc, hygiene};
@@ -94,7 +95,7 @@ pub(super) async fn attempts(
         cx.method.clone()
     };
     let mut tries = Tries::new(route.retry.as_ref(), repeatable);
-    let mut last: Option<Failed> = None;
+    let mut last = Last::None;
     loop {
         let now = cx.worker.tools.wheel.recent();
         let picked = match tries.again_on.take() {
@@ -111,22 +112,34 @@ pub(super) async fn attempts(
         };
         let index = match picked {
             Ok(index) => index,
-            Err(no_pick) => match last {
-                // Everyone has been tried: what went wrong there is the better answer.
-                Some(failed) => {
+            Err(no_pick) => {
+                if !matches!(last, Last::None) {
                     route
                         .metrics
                         .retry_vetoed(cx.worker.id, RetryVeto::NoOtherEndpoint);
-                    return Err(failed.reason);
                 }
-                None => {
-                    return Err(match no_pick {
+                // What the last try led to is the better answer.
+                return match last {
+                    Last::Answer(answered) => {
+                        tries.settle(cx, route, false);
+                        Ok(forward(cx, route, cluster, *answered, debug))
+                    }
+                    Last::Failure(reason) => Err(tries.failed(cx, route, reason)),
+                    Last::None => Err(match no_pick {
                         NoPick::NoneAvailable | NoPick::AllTried => Reason::NoEndpoint,
                         NoPick::AtLimit => Reason::Overflow,
-                    });
-                }
-            },
+                    }),
+                };
+            }
         };
+        if let Last::Answer(answered) = std::mem::replace(&mut last, Last::None) {
+            let Answered { exchange, guard, .. } = *answered;
+            guard.succeed();
+            exchange.abandon(CloseReason::Aborted);
+            cx.exposed(Exposure::Maybe);
+            tries.acted = Some(Reason::RetryExhausted);
+        }
+        tries.begin();
         let endpoint = &cluster.endpoints[index];
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
             let mut values = entered.values(cx, &route.name, tls_peer);
@@ -147,7 +160,6 @@ pub(super) async fn attempts(
             headers: &headers,
             upgrade: entered.upgrade.as_ref(),
             extended: entered.extended,
-            secure: view.hop.scheme() == Scheme::Https,
         };
         let per_try = tries.per_try(cx, deadline);
         let result = attempt::attempt(
@@ -167,30 +179,44 @@ pub(super) async fn attempts(
                 if let Some(trigger) = tries.retryable_answer(&answered)
                     && tries.allow(cx, route, index, Exposure::Maybe, trigger)
                 {
-                    let Answered { exchange, guard, .. } = answered;
-                    guard.succeed();
-                    exchange.abandon(CloseReason::Aborted);
-                    tries.back_off(cx).await?;
-                    continue;
+                    // Where there is no time for another try, this is the answer.
+                    if tries.back_off(cx).await {
+                        last = Last::Answer(Box::new(answered));
+                        continue;
+                    }
                 }
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
                 mirror(view, cx, route, &sendable);
                 return Ok(forward(cx, route, cluster, answered, debug));
             }
             Err(failed) => {
-                let Some(trigger) = failed.trigger else {
-                    tries.settle(cx, route, false);
-                    return Err(failed.reason);
-                };
-                if !tries.allow(cx, route, index, failed.exposure, trigger) {
-                    tries.settle(cx, route, false);
-                    return Err(failed.reason);
+                cx.exposed(failed.exposure);
+                if failed.exposure == Exposure::Maybe {
+                    tries.acted = Some(failed.reason);
                 }
-                last = Some(failed);
-                tries.back_off(cx).await?;
+                let again = failed
+                    .trigger
+                    .is_some_and(|trigger| tries.allow(cx, route, index, failed.exposure, trigger));
+                if !again {
+                    return Err(tries.failed(cx, route, failed.reason));
+                }
+                if !tries.back_off(cx).await {
+                    return Err(tries.failed(cx, route, Reason::UpstreamTimeout));
+                }
+                last = Last::Failure(failed.reason);
             }
         }
     }
+}
+
+/// What the last try led to, while it is not certain that there is another one.
+enum Last {
+    /// There was none, or its answer has been given up for the next one.
+    None,
+    /// An answer that is worth another try. It is kept until an endpoint has been found for that.
+    Answer(Box<Answered>),
+    /// No answer, for this reason.
+    Failure(Reason),
 }
 
 /// Counts tries and says whether there may be another one.
@@ -208,6 +234,11 @@ struct Tries<'a> {
     again_on: Option<usize>,
     /// The endpoint of the last try, if it was reached: the one to ask again when there is no other.
     answered_by: Option<usize>,
+    /// How the last try ended whose endpoint may have acted.
+    acted: Option<Reason>,
+    /// What the next try would be counted under.
+    allowed: Option<RetryTrigger>,
+    /// What the last retry was counted under.
     counted: Option<RetryTrigger>,
     immediate: bool,
 }
@@ -224,6 +255,8 @@ impl<'a> Tries<'a> {
             freshness: Freshness::Any,
             again_on: None,
             answered_by: None,
+            acted: None,
+            allowed: None,
             counted: None,
             immediate: true,
         }
@@ -261,12 +294,12 @@ impl<'a> Tries<'a> {
             false
         };
         let index_u32 = u32::try_from(index).unwrap_or(u32::MAX);
-        if exposure == Exposure::Stale && self.stale == 0 {
+        if matches!(exposure, Exposure::Stale | Exposure::Refused) && self.stale == 0 {
             // Nothing was sent and the endpoint did nothing wrong: once more, freshly connected.
             self.stale += 1;
             self.freshness = Freshness::Fresh;
             self.again_on = Some(index);
-            self.counted = Some(trigger);
+            self.allowed = Some(trigger);
             return true;
         }
         let Some(retry) = self.retry else { return false };
@@ -301,7 +334,7 @@ impl<'a> Tries<'a> {
             }
         }
         self.tried.push(index_u32);
-        self.counted = Some(trigger);
+        self.allowed = Some(trigger);
         true
     }
 
@@ -330,11 +363,17 @@ impl<'a> Tries<'a> {
         Some(timer)
     }
 
-    /// Waits before the next try. The first retry elsewhere is immediate; later ones wait with full jitter.
-    async fn back_off(&mut self, cx: &mut RequestCx) -> Result<(), Reason> {
-        let Some(retry) = self.retry else { return Ok(()) };
+    /// A try begins; if it is a retry, it counts as one from here on.
+    fn begin(&mut self) {
+        self.counted = self.allowed.take().or(self.counted);
+    }
+
+    /// Waits before the next try, and says whether there is time for it. The first retry elsewhere is immediate; later
+    /// ones wait with full jitter.
+    async fn back_off(&mut self, cx: &mut RequestCx) -> bool {
+        let Some(retry) = self.retry else { return true };
         if self.immediate {
-            return Ok(());
+            return true;
         }
         let (base, most) = retry.backoff;
         let ceiling = base.saturating_mul(1 << self.spent.min(16)).min(most);
@@ -342,17 +381,22 @@ impl<'a> Tries<'a> {
         cx.phase = Phase::Queue;
         let wheel = cx.worker.tools.wheel.clone();
         let mut sleep = std::pin::pin!(wheel.sleep_until(wheel.now().plus(wait)));
-        let in_time = std::future::poll_fn(|task| {
+        std::future::poll_fn(|task| {
             if sleep.as_mut().poll(task).is_ready() {
                 return std::task::Poll::Ready(true);
             }
             cx.timer.poll_expired(task).map(|()| false)
         })
-        .await;
-        if in_time {
-            Ok(())
-        } else {
-            Err(Reason::UpstreamTimeout)
+        .await
+    }
+
+    /// Ends the tries without an answer, and says for which reason. The least certain try speaks: 503 means that no
+    /// endpoint can have acted, so it is not said after one that may have.
+    fn failed(&self, cx: &RequestCx, route: &Route, reason: Reason) -> Reason {
+        self.settle(cx, route, false);
+        match self.acted {
+            Some(acted) if reason.status() == 503 => acted,
+            _ => reason,
         }
     }
 
@@ -425,7 +469,7 @@ fn grpc_deadline(entered: &Entered, timeout: Option<Duration>) -> Option<Duratio
     let asked = entered
         .headers
         .get(&grpc::GRPC_TIMEOUT)
-        .and_then(|value| grpc::parse_timeout(value.as_bytes()));
+        .and_then(|value| parse_grpc_timeout(value.as_bytes()));
     match (timeout, asked) {
         (Some(timeout), Some(asked)) => Some(timeout.min(asked)),
         (timeout, asked) => timeout.or(asked),

@@ -12,11 +12,12 @@ use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, TerminatedBy};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, Uri, Version, header};
 
+use super::attempt::Exposure;
 use super::{View, Worker, fresh_id};
 use crate::cluster::Seat;
 use crate::message::forwarded::Trust;
 use crate::message::replay::Replay;
-use crate::message::reply::{self, Format};
+use crate::message::reply::{self, Format, WriteOutcome};
 use crate::message::request_id::RequestId;
 use crate::message::template::Values;
 use crate::message::trace::TraceContext;
@@ -55,6 +56,8 @@ pub(crate) struct RequestCx {
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reason: Option<Reason>,
+    /// The most that an endpoint can have seen of the request.
+    exposure: Exposure,
     pub(super) phase: Phase,
     /// More about `reason`, for those who may see it.
     pub(super) detail: Option<Arc<str>>,
@@ -113,6 +116,7 @@ impl RequestCx {
             status: 0,
             grpc_status: None,
             reason: None,
+            exposure: Exposure::Nothing,
             phase: Phase::Request,
             detail: None,
             bytes_out: 0,
@@ -150,6 +154,27 @@ impl RequestCx {
         self.metrics().request_rejected(self.worker.id, reason);
     }
 
+    /// A try ended, and its endpoint can have seen this much.
+    pub(super) fn exposed(&mut self, exposure: Exposure) {
+        self.exposure = match (self.exposure, exposure) {
+            (Exposure::Maybe, _) | (_, Exposure::Maybe) => Exposure::Maybe,
+            (Exposure::Refused, _) | (_, Exposure::Refused) => Exposure::Refused,
+            (_, nothing) => nothing,
+        };
+    }
+
+    /// What became of the request, for the one who must decide whether to send it again: only a write is worth asking.
+    fn write_outcome(&self) -> Option<WriteOutcome> {
+        if self.method.is_safe() || self.method == Method::CONNECT {
+            return None;
+        }
+        Some(match self.exposure {
+            Exposure::Nothing | Exposure::Stale => WriteOutcome::NotExecuted,
+            Exposure::Refused => WriteOutcome::Refused,
+            Exposure::Maybe => WriteOutcome::Unknown,
+        })
+    }
+
     /// The head of the answer is decided.
     pub(super) fn answered(&mut self) {
         self.ttfb = Some(self.worker.tools.wheel.recent().since(self.started));
@@ -173,6 +198,7 @@ impl RequestCx {
             cluster: cluster.map(|cluster| &*cluster.name),
             detail: self.detail.as_deref(),
             attempts: self.attempts,
+            outcome: self.write_outcome(),
             ..reply::Reply::new(reason, &self.request_id)
         }
         .response(format, view.listener.detail)
@@ -288,6 +314,9 @@ impl Drop for RequestCx {
             self.reason = Some(Reason::ClientClosed);
             self.metrics()
                 .request_rejected(self.worker.id, Reason::ClientClosed);
+            if self.status == 0 {
+                self.status = Reason::ClientClosed.status();
+            }
         }
         let now = self.worker.tools.wheel.now();
         let total = now.since(self.started);
@@ -298,7 +327,7 @@ impl Drop for RequestCx {
         metrics.request_ended(
             self.worker.id,
             &RequestEnd {
-                code: if self.status == 0 { 499 } else { self.status },
+                code: self.status,
                 outcome: OutcomeLabel::from(self.outcome()),
                 duration: total,
                 ttfb: self.ttfb,

@@ -81,7 +81,6 @@ impl Translated {
             target: sendable.target.as_bytes(),
             headers: &self.headers,
             upgrade: sendable.upgrade,
-            secure: sendable.secure,
         }
     }
 
@@ -151,7 +150,7 @@ pub(super) fn reply(
 pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<'_>, content: Bytes) {
     let worker = std::rc::Rc::clone(&cx.worker);
     let (method, target) = (sendable.method.clone(), sendable.target.to_owned());
-    let (headers, secure) = (sendable.headers.clone(), sendable.secure);
+    let headers = sendable.headers.clone();
     tokio::task::spawn_local(async move {
         let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
@@ -167,7 +166,6 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
                 target: target.as_bytes(),
                 headers: &headers,
                 upgrade: None,
-                secure,
             };
             let mut exchange = Exchange::start(checkout, &outgoing, Upload::full(content)).ok()?;
             while let Answer::Interim(..) = poll_fn(|task| exchange.poll_answer(task)).await.ok()? {}

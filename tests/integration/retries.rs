@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::client::{Client, ask, get};
+use crate::support::client::{Answer, Client, ask, get, request};
+use crate::support::h2::H2Upstream;
 use crate::support::load::Load;
-use crate::support::proxy::{proxy, to, with};
-use crate::support::upstream::Upstream;
+use crate::support::proxy::{Proxy, proxy, to, with};
+use crate::support::upstream::{Refusing, Upstream};
 
 /// Every endpoint is sure to get its turn.
 const IN_TURN: &str = "    load_balancing: round_robin\n    slow_start: off\n";
@@ -128,6 +129,112 @@ async fn a_bad_gateway_is_asked_again_and_the_last_answer_counts() {
     // Its own words, not ours.
     assert_eq!((answer.status, answer.text().as_str()), (503, "still down"));
     assert_eq!(upstream.requests(), 4);
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_until_another_endpoint_is_found() {
+    let (busy, failing) = (Upstream::stalls(), Upstream::answers(503, "its own words"));
+    let cluster = "    load_balancing: round_robin\n    slow_start: off\n    outlier_detection: off\n    limits: { max_in_flight_per_endpoint: 1 }\n";
+    let proxy = proxy(&with("", cluster, &[busy.address(), failing.address()])).await;
+    let mut waiting = Client::connect(proxy.web()).await;
+    // Whoever is asked first, in the end this one waits for the busy endpoint.
+    waiting.send(request("GET", "/", "", b"")).await;
+    crate::support::eventually("the busy one has it", || busy.requests() == 1).await;
+    let answer = get(proxy.web(), "/").await;
+    assert_eq!(
+        (answer.status, answer.text().as_str(), answer.rejected()),
+        (503, "its own words", None)
+    );
+}
+
+#[tokio::test]
+async fn a_write_that_failed_says_what_became_of_it() {
+    let outcome = |answer: &Answer| answer.fields.get("x-bellwether-outcome").map(str::to_owned);
+    let (gone, bad, slow) = (Upstream::refuses(), Upstream::resets(), Upstream::stalls());
+    let refusing = H2Upstream::each(|_, mut respond| async move {
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+    });
+    let config = format!(
+        "listeners:\n  web: 127.0.0.1:0\nroutes:\n\
+         \x20 - match: {{ path: /gone }}\n    cluster: gone\n\
+         \x20 - match: {{ path: /bad }}\n    cluster: bad\n\
+         \x20 - match: {{ path: /slow }}\n    cluster: slow\n    timeout: 200ms\n\
+         \x20 - match: {{ path: /refusing }}\n    cluster: refusing\n\
+         clusters:\n  gone:\n    endpoints: [{}]\n  bad:\n    endpoints: [{}]\n  slow:\n    endpoints: [{}]\n  \
+         refusing:\n    protocol: http2\n    endpoints: [{}]\n",
+        gone.address(),
+        bad.address(),
+        slow.address(),
+        refusing.address()
+    );
+    let proxy = proxy(&config).await;
+    for (path, status, expected) in [
+        ("/gone", 503, "not-executed"),
+        ("/nowhere", 404, "not-executed"),
+        ("/bad", 502, "unknown"),
+        ("/slow", 504, "unknown"),
+        ("/refusing", 502, "refused"),
+    ] {
+        let answer = ask(proxy.web(), "POST", path, "", b"once").await;
+        assert_eq!(
+            (path, answer.status, outcome(&answer).as_deref()),
+            (path, status, Some(expected))
+        );
+        // A read may be sent again anyway.
+        assert_eq!(outcome(&get(proxy.web(), path).await), None, "{path}");
+    }
+    // One endpoint that may have acted and one that cannot be reached: the less certain one speaks.
+    let both = proxy_of_both(&bad, &gone).await;
+    for _ in 0..2 {
+        let answer = ask(both.web(), "PUT", "/", "", b"once").await;
+        assert_eq!(
+            (answer.status, outcome(&answer).as_deref()),
+            (502, Some("unknown")),
+            "{answer:?}"
+        );
+    }
+    let call = "content-type: application/grpc\r\nte: trailers\r\n";
+    let answer = ask(proxy.web(), "POST", "/gone", call, b"").await;
+    assert_eq!(
+        (answer.status, outcome(&answer).as_deref()),
+        (200, Some("not-executed"))
+    );
+}
+
+async fn proxy_of_both(bad: &Upstream, gone: &Refusing) -> Proxy {
+    let cluster = "    load_balancing: round_robin\n    slow_start: off\n    outlier_detection: off\n";
+    proxy(&with("", cluster, &[bad.address(), gone.address()])).await
+}
+
+#[tokio::test]
+async fn content_that_comes_byte_by_byte_is_replayed() {
+    let first = AtomicUsize::new(0);
+    let upstream = Upstream::each(move |mut peer| {
+        let resets = first.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            while let Some(request) = peer.request().await? {
+                if resets {
+                    peer.reset();
+                    return Ok(());
+                }
+                peer.answer(&request, 200, "", &request.body).await?;
+            }
+            Ok(())
+        }
+    });
+    let proxy = proxy(&with("", "    outlier_detection: off\n", &[upstream.address()])).await;
+    let body: Vec<u8> = (b'a'..=b'z').cycle().take(20_000).collect();
+    let mut client = Client::connect(proxy.web()).await;
+    let mut bytes = b"PUT / HTTP/1.1\r\nhost: test.example\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for byte in &body {
+        bytes.extend_from_slice(&[b'1', b'\r', b'\n', *byte, b'\r', b'\n']);
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    client.send(bytes).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.body == body, "{} bytes", answer.body.len());
+    assert_eq!(upstream.requests(), 2);
 }
 
 #[tokio::test]

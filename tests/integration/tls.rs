@@ -352,5 +352,16 @@ async fn http_2_to_an_upstream_is_agreed_by_alpn() {
     let proxy = proxy(&with("", &tls, &[upstream.address()])).await;
     let answer = client::ask(proxy.web(), "POST", "/", "", b"hello").await;
     assert_eq!(answer.json()["body"], "hello");
+    // The scheme is that of the connection, not the client's.
+    assert_eq!(answer.json()["scheme"], "https");
+    assert_eq!(
+        answer.json()["fields"]
+            .as_array()
+            .expect("fields")
+            .iter()
+            .find(|field| field[0] == "x-forwarded-proto")
+            .expect("told")[1],
+        "http"
+    );
     assert_eq!(upstream.requests(), 1);
 }

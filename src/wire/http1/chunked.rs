@@ -301,17 +301,14 @@ impl Decoder {
 }
 
 /// Whether a field must not come in a trailer section (RFC 9110 §6.5.1): it frames, routes, authenticates, controls
-/// or describes a message that is already half processed.
+/// or describes a message that is already half processed, or only we write it. Of the fields about content, only the
+/// digest can be known no earlier (RFC 9530 §2).
 pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
-    const FORBIDDEN: [HeaderName; 29] = [
+    const FORBIDDEN: [HeaderName; 25] = [
         header::AGE,
         header::AUTHORIZATION,
         header::CACHE_CONTROL,
         header::CONNECTION,
-        header::CONTENT_ENCODING,
-        header::CONTENT_LENGTH,
-        header::CONTENT_RANGE,
-        header::CONTENT_TYPE,
         header::COOKIE,
         header::DATE,
         header::EXPECT,
@@ -334,14 +331,16 @@ pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
         header::WARNING,
         header::WWW_AUTHENTICATE,
     ];
+    let text = name.as_str();
     FORBIDDEN.contains(name)
         || matches!(
-            name.as_str(),
-            "keep-alive" | "proxy-connection" | "http2-settings" | "x-real-ip"
+            text,
+            "keep-alive" | "proxy-connection" | "http2-settings" | "x-real-ip" | "x-request-id"
         )
-        || name.as_str().starts_with("x-forwarded-")
-        || name.as_str().starts_with("x-bellwether-")
-        || name.as_str().starts_with("if-")
+        || (text.starts_with("content-") && text != "content-digest")
+        || text.starts_with("x-forwarded-")
+        || text.starts_with("x-bellwether-")
+        || text.starts_with("if-")
 }
 
 #[cfg(test)]
