@@ -330,8 +330,8 @@ async fn streams_that_are_opened_to_be_reset_end_the_connection() {
         send.send_reset(h2::Reason::CANCEL);
         drop(answer);
     }
-    let ended = soon("the end", client.ended()).await;
-    assert!(ended.is_err(), "the flood went on");
+    // Not our end: under load all of it may be on its way before the first answer comes back.
+    client.thrown_out().await;
     assert!(
         upstream.requests() < 300,
         "{} were passed on",

@@ -16,10 +16,12 @@
 )]
 #![allow(unreachable_pub, reason = "one binary; nothing is public")]
 
+mod balancing;
 mod discovery;
 mod grpc;
 mod h1;
 mod h2;
+mod hostile;
 mod hygiene;
 mod lifecycle;
 mod limits;

@@ -102,6 +102,15 @@ impl H2 {
             .expect("no panic")
     }
 
+    /// How the server ended the connection. Unlike [`H2::ended`] this keeps what holds it open on our side.
+    pub(crate) async fn thrown_out(self) -> h2::Error {
+        let ended = soon("the server to end the connection", self.driver)
+            .await
+            .expect("no panic");
+        drop(self.send);
+        ended.expect_err("an end with a reason")
+    }
+
     /// Whether the server has said that extended CONNECT is fine. True only after its settings have come.
     pub(crate) fn takes_extended_connect(&self) -> bool {
         self.send.is_extended_connect_protocol_enabled()

@@ -1,6 +1,8 @@
 //! Peers of the proxy, and the proxy itself as a process.
 
 pub(crate) mod client;
+pub(crate) mod dns;
+pub(crate) mod frames;
 pub(crate) mod grpc;
 pub(crate) mod h2;
 pub(crate) mod http1;

@@ -40,7 +40,8 @@ pub(crate) struct Start {
     folder: Arc<tempfile::TempDir>,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
-    hosts: Option<PathBuf>,
+    /// Files of the folder that stand in `/etc` for this process.
+    etc: Vec<&'static str>,
     socket: Option<std::net::TcpListener>,
 }
 
@@ -91,7 +92,7 @@ impl Start {
             folder: Arc::new(tempfile::tempdir().expect("a temporary folder")),
             arguments: Vec::new(),
             variables: Vec::new(),
-            hosts: None,
+            etc: Vec::new(),
             socket: None,
         };
         start.write(config);
@@ -113,9 +114,9 @@ impl Start {
         self.folder.path()
     }
 
-    /// Lets the process see this file of the folder as `/etc/hosts`, in a mount namespace of its own.
-    pub(crate) fn with_hosts(mut self, name: &str) -> Self {
-        self.hosts = Some(self.folder.path().join(name));
+    /// Lets the process see this file of the folder in `/etc`, in a mount namespace of its own.
+    pub(crate) fn with_etc(mut self, name: &'static str) -> Self {
+        self.etc.push(name);
         self
     }
 
@@ -139,17 +140,21 @@ impl Start {
                 .stdin(Stdio::from(OwnedFd::from(socket.try_clone().expect("a socket"))));
             return command;
         }
-        let Some(hosts) = &self.hosts else {
+        if self.etc.is_empty() {
             let mut command = Command::new(binary);
             command.stdin(Stdio::null());
             return command;
-        };
+        }
+        let mounts: String = self
+            .etc
+            .iter()
+            .map(|name| format!("mount --bind {name} /etc/{name} && "))
+            .collect();
         let mut command = Command::new("unshare");
         command
             .stdin(Stdio::null())
             .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
-            .arg("mount --bind \"$0\" /etc/hosts && exec \"$@\"")
-            .arg(hosts)
+            .arg(mounts + "exec \"$0\" \"$@\"")
             .arg(binary);
         command
     }
