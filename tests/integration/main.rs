@@ -17,6 +17,7 @@
 #![allow(unreachable_pub, reason = "one binary; nothing is public")]
 
 mod balancing;
+mod commands;
 mod discovery;
 mod grpc;
 mod h1;
@@ -25,6 +26,7 @@ mod hostile;
 mod hygiene;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod nginx;
 mod observability;
 mod reload;

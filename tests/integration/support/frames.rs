@@ -45,6 +45,15 @@ impl Frames {
         let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         hello.extend(frame(SETTINGS, 0, 0, &[]));
         frames.try_send(&hello).await.expect("the proxy reads");
+        // Its settings come first, and are done with: nothing may stand between the parts of a head later on.
+        let settings = soon("settings", read(&mut frames.io)).await.expect("settings");
+        assert_eq!(
+            (settings.kind, settings.flags & ACK),
+            (SETTINGS, 0),
+            "{settings:?}"
+        );
+        let acknowledged = frame(SETTINGS, ACK, 0, &[]);
+        frames.try_send(&acknowledged).await.expect("the proxy reads");
         frames
     }
 
@@ -53,19 +62,9 @@ impl Frames {
         soon("the proxy to read", self.io.write_all(bytes)).await
     }
 
-    /// The next frame; settings are acknowledged and left out. `None` is the end of the connection.
+    /// The next frame. `None` is the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
-        loop {
-            let frame = soon("a frame", read(&mut self.io)).await.ok()?;
-            match (frame.kind, frame.flags & ACK) {
-                (SETTINGS, 0) => {
-                    // Fails only on a connection that is gone.
-                    drop(self.io.write_all(&self::frame(SETTINGS, ACK, 0, &[])).await);
-                }
-                (SETTINGS, _) => {}
-                _ => return Some(frame),
-            }
-        }
+        soon("a frame", read(&mut self.io)).await.ok()
     }
 
     /// The first frame of this kind, or `None` where the connection ends before.
