@@ -371,3 +371,33 @@ async fn a_full_connection_queues_streams_and_loses_none() {
     }
     eventually("all have arrived", || upstream.requests() == 21).await;
 }
+
+#[tokio::test]
+async fn expect_100_is_answered_over_http_2_once_the_upstream_wants_the_body() {
+    let upstream = Upstream::echo();
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    let mut client = H2::connect(proxy.web()).await;
+    let request = Request::post(uri("/"))
+        .header("expect", "100-continue")
+        .header("content-length", 5)
+        .body(())
+        .expect("a request");
+    let (mut answer, mut send) = client.start(request, false).await;
+    let interim = crate::support::soon("100", std::future::poll_fn(|cx| answer.poll_informational(cx)))
+        .await
+        .expect("an interim answer")
+        .expect("an interim answer");
+    assert_eq!(interim.status(), 100);
+    send.send_data(Bytes::from_static(b"hello"), true)
+        .expect("a stream");
+    let answer = collect(answer).await.expect("an answer");
+    assert_eq!(answer.json()["body"], "hello");
+    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
+
+    // Who does not wait is not told, and neither is one whose body is not wanted.
+    let request = Request::post(uri("/"))
+        .header("expect", "100-continue")
+        .body(&b""[..])
+        .expect("a request");
+    assert!(client.ask(request).await.interim.is_empty());
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use super::BodyError;
@@ -34,6 +34,8 @@ pub struct RecvBody {
     left: Option<u64>,
     data_done: bool,
     idle: Option<(Timer, Duration)>,
+    /// Whom to tell that the content is wanted, once it is (RFC 9110 §10.1.1).
+    owed: Option<server::Interim>,
 }
 
 impl RecvBody {
@@ -45,7 +47,14 @@ impl RecvBody {
             left: declared_length(headers),
             data_done: false,
             idle,
+            owed: None,
         }
+    }
+
+    /// The client waits for a 100 before it sends.
+    fn expected(mut self, interim: server::Interim) -> Self {
+        self.owed = Some(interim);
+        self
     }
 
     pub(super) fn poll_frame(
@@ -56,6 +65,7 @@ impl RecvBody {
         if !self.data_done {
             match self.stream.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => {
+                    self.owed = None;
                     self.unreleased = data.len();
                     if let Some(left) = self.left.as_mut() {
                         *left = left.saturating_sub(data.len() as u64);
@@ -87,7 +97,10 @@ impl RecvBody {
         Some(Err(error.into()))
     }
 
-    fn waiting(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(interim) = self.owed.take() {
+            interim.send(StatusCode::CONTINUE, &HeaderMap::new());
+        }
         if let Some((timer, idle)) = &self.idle {
             if !timer.is_armed() {
                 timer.set(timer.wheel().now().plus(*idle));

@@ -333,7 +333,14 @@ impl<S: Service> Stream<S> {
                 .settings
                 .body_idle
                 .map(|idle| (self.shared.tools.wheel.timer(), idle));
-            RequestBody::Http2(RecvBody::new(recv, &parts.headers, idle))
+            let body = RecvBody::new(recv, &parts.headers, idle);
+            RequestBody::Http2(if expects_continue(&parts.headers) {
+                body.expected(Interim {
+                    respond: Rc::clone(&respond),
+                })
+            } else {
+                body
+            })
         };
         let head_only = parts.method == Method::HEAD;
         let inbound = Inbound {
@@ -437,6 +444,12 @@ impl<S: Service> Stream<S> {
             Err(PumpError::Body(error)) => pump.stream.send_reset(error.h2_reason()),
         }
     }
+}
+
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 struct OnDrop<F: Fn()>(F);
