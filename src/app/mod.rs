@@ -122,8 +122,12 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let registry = Registry::new(Arc::clone(&recorder), clock);
     let Some(compiled) = compile::compile(&document, &registry, 1, &mut diagnostics) else {
         return Err(NotStarted {
+            code: if diagnostics.only_the_machine_refuses() {
+                4
+            } else {
+                3
+            },
             diagnostics,
-            code: 3,
             inherited: sockets.inherited,
         });
     };

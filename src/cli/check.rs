@@ -58,9 +58,9 @@ pub fn run(args: &CheckArgs, compile: impl FnOnce(&Document, &mut Diagnostics) -
     let refused = diagnostics.has_errors() || (args.strict && diagnostics.count(Severity::Warning) > 0);
     if refused {
         return Failure {
+            code: code(&diagnostics),
             diagnostics,
             name,
-            code: 3,
         }
         .report(args.output, look);
     }
@@ -155,6 +155,15 @@ fn form(diagnostics: &Diagnostics, format: Format) -> String {
     }
 }
 
+/// 3 for what is written, 4 for what the machine refuses.
+fn code(diagnostics: &Diagnostics) -> u8 {
+    if diagnostics.only_the_machine_refuses() {
+        4
+    } else {
+        3
+    }
+}
+
 /// Finds and reads the configuration: the one named, or the first of the usual places. Gives it with its name.
 ///
 /// # Errors
@@ -162,10 +171,10 @@ fn form(diagnostics: &Diagnostics, format: Format) -> String {
 pub fn load(named: Option<&Path>) -> Result<(Document, String), Failure> {
     let refused = |name: &str| {
         let name = name.to_owned();
-        move |diagnostics| Failure {
+        move |diagnostics: Diagnostics| Failure {
+            code: code(&diagnostics),
             diagnostics,
             name,
-            code: 3,
         }
     };
     if named == Some(Path::new("-")) {

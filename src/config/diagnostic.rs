@@ -447,6 +447,14 @@ impl Diagnostics {
         self.list.iter().any(Diagnostic::is_error)
     }
 
+    /// True when nothing is wrong with what is written, only with the machine: files that are missing or cannot be
+    /// read, addresses and ports that cannot be used.
+    #[must_use]
+    pub fn only_the_machine_refuses(&self) -> bool {
+        let of_the_machine = |d: &Diagnostic| matches!(d.code, "E0601" | "E0603" | "E0605" | "E0606");
+        self.has_errors() && self.list.iter().filter(|d| d.is_error()).all(of_the_machine)
+    }
+
     /// True when an error was reported inside this place.
     #[must_use]
     pub fn has_errors_within(&self, span: Span) -> bool {

@@ -1603,7 +1603,7 @@ impl Lower for FilePath {
                 )),
                 (true, None) => Some(format!("relative paths start at the directory of {from}")),
                 (false, Some(near)) => Some(format!("did you mean `{near}`?")),
-                (false, None) => None,
+                (false, None) => Some("create the file, or name another".to_owned()),
             };
             cx.out.push(diagnostic);
             // Go on: the rest of the configuration can still be checked.

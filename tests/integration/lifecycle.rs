@@ -73,7 +73,7 @@ async fn a_file_that_is_not_there_is_said() {
     let start = Start::new("listeners: {}\n");
     std::fs::remove_file(start.folder().join("bellwether.yaml")).expect("a file");
     let finished = start.fail().await;
-    assert!(matches!(finished.status.code(), Some(3 | 4)), "{finished:?}");
+    assert_eq!(finished.status.code(), Some(4), "{finished:?}");
     assert!(finished.stderr.contains("bellwether.yaml"), "{}", finished.stderr);
 }
 
@@ -309,4 +309,57 @@ async fn the_environment_fills_in_values() {
     let answer = get(proxy.web(), "/").await;
     assert_eq!(answer.echoed("x-region").as_deref(), Some("eu"));
     assert_eq!(answer.echoed("x-secret").as_deref(), Some("hush"));
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_exit_4_and_said_with_its_line() {
+    // A folder in its place cannot be read by anybody, whatever the privileges of who runs the tests.
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = to(&[([127, 0, 0, 1], 9).into()]).replace(
+        "  - cluster: app\n",
+        &format!(
+            "  - cluster: app\n    request_headers: {{ set: {{ x-secret: \"${{file:{}}}\" }} }}\n",
+            folder.path().display()
+        ),
+    );
+    let finished = Start::new(&config).fail().await;
+    assert!(
+        finished.stderr.contains("bellwether.yaml:5")
+            && finished.stderr.contains(folder.path().to_str().expect("text")),
+        "{}",
+        finished.stderr
+    );
+    assert!(matches!(finished.status.code(), Some(3 | 4)), "{finished:?}");
+    let start = Start::new("listeners: {}\n");
+    std::fs::remove_file(start.folder().join("bellwether.yaml")).expect("a file");
+    std::fs::create_dir(start.folder().join("bellwether.yaml")).expect("a writable folder");
+    let finished = start.fail().await;
+    assert_eq!(finished.status.code(), Some(4), "{finished:?}");
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_with_the_drain_and_is_told_of() {
+    let upstream = Upstream::each(|mut peer| async move {
+        if peer.request().await?.is_some() {
+            peer.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await?;
+            peer.reader.rest().await?;
+        }
+        Ok(())
+    });
+    let proxy = proxy(&draining(&upstream, "10ms", "500ms")).await;
+    let mut client = Client::connect(proxy.web()).await;
+    client
+        .send(request(
+            "GET",
+            "/",
+            "connection: upgrade\r\nupgrade: echo\r\n",
+            b"",
+        ))
+        .await;
+    assert_eq!(client.answer().await.status, 101);
+    proxy.signal(Signal::TERM);
+    let finished = proxy.finished().await;
+    assert!(matches!(finished.status.code(), Some(0 | 8)), "{finished:?}");
+    client.until_closed().await;
 }
