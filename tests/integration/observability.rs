@@ -314,3 +314,86 @@ async fn a_log_that_nobody_reads_stops_nobody() {
         assert_eq!(client.get("/").await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn metrics_have_a_listener_of_their_own_where_asked() {
+    let upstream = Upstream::answers(200, "ok");
+    let port = {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        socket.local_addr().expect("bound")
+    };
+    let config = to(&[upstream.address()])
+        + &format!(
+            "telemetry:\n  access_log: off\n  metrics: {{ address: \"{port}\", labels: {{ datacenter: north }} }}\n"
+        );
+    let proxy = proxy(&config).await;
+    get(proxy.web(), "/").await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let answer = get(port, path).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    let metrics = get(port, "/metrics").await.text();
+    assert!(metrics.contains("datacenter=\"north\""), "{metrics}");
+    // It is for reading metrics, and for nothing else.
+    for path in ["/api/v1/config", "/api/v1/drain", "/quitquitquit"] {
+        assert_eq!(ask(port, "POST", path, "", b"").await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_admin_api_asks_for_its_tokens() {
+    let upstream = Upstream::answers(200, "ok");
+    let config = to(&[upstream.address()])
+        + "admin:\n  address: 127.0.0.1:0\n  auth: { bearer_token: may-do-all, viewer_token: may-look }\n";
+    let proxy = proxy(&config).await;
+    let with_token = |method: &'static str, path: &'static str, token: &'static str| {
+        let fields = format!(
+            "host: {}\r\ncontent-type: application/json\r\nx-bellwether-admin: 1\r\n{token}",
+            proxy.admin()
+        );
+        let admin = proxy.admin();
+        async move { ask(admin, method, path, &fields, b"{}").await.status }
+    };
+    let (all, look, wrong) = (
+        "authorization: Bearer may-do-all\r\n",
+        "authorization: Bearer may-look\r\n",
+        "authorization: Bearer may-do-al\r\n",
+    );
+    assert_eq!(with_token("GET", "/api/v1/config", "").await, 401);
+    assert_eq!(with_token("GET", "/api/v1/config", wrong).await, 401);
+    assert_eq!(with_token("GET", "/api/v1/config", look).await, 200);
+    assert_eq!(with_token("POST", "/api/v1/drain", look).await, 403);
+    assert_eq!(with_token("GET", "/readyz", "").await, 200);
+    assert_eq!(with_token("POST", "/api/v1/drain", all).await, 200);
+    // Nor does it tell them.
+    let fields = format!("host: {}\r\n{all}", proxy.admin());
+    let shown = ask(proxy.admin(), "GET", "/api/v1/config", &fields, b"")
+        .await
+        .text();
+    assert!(
+        !shown.contains("may-do-all") && !shown.contains("may-look"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn the_level_of_the_log_is_changed_while_it_runs() {
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    assert_eq!(proxy.admin_get("/api/v1/log").await.json()["level"], "info");
+    let put = |level: &str| {
+        let fields = format!(
+            "host: {}\r\ncontent-type: application/json\r\nx-bellwether-admin: 1\r\n",
+            proxy.admin()
+        );
+        let (admin, body) = (proxy.admin(), format!("{{\"level\": \"{level}\"}}"));
+        async move {
+            ask(admin, "PUT", "/api/v1/log", &fields, body.as_bytes())
+                .await
+                .status
+        }
+    };
+    assert_eq!(put("debug").await, 200);
+    assert_eq!(proxy.admin_get("/api/v1/log").await.json()["level"], "debug");
+    assert_eq!(put("loud").await, 400);
+}

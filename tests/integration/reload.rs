@@ -267,3 +267,74 @@ async fn counters_go_on_over_a_reload() {
     get(proxy.web(), "/").await;
     eventually_async("six are counted", || async { counted().await == 6.0 }).await;
 }
+
+#[tokio::test]
+async fn included_files_are_read_and_watched() {
+    let (a, b) = (Upstream::named("a"), Upstream::named("b"));
+    let cluster =
+        |upstream: &Upstream| format!("clusters:\n  app:\n    endpoints: [{}]\n", upstream.address());
+    let config = "include: parts/*.yaml\nlisteners:\n  web: 127.0.0.1:0\nroutes:\n  - cluster: app\n";
+    let start = crate::support::proxy::Start::new(config);
+    let part = start.folder().join("parts").join("clusters.yaml");
+    std::fs::create_dir(start.folder().join("parts")).expect("a writable folder");
+    std::fs::write(&part, cluster(&a)).expect("a writable folder");
+    let proxy = start.start().await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "a");
+    std::fs::write(&part, cluster(&b)).expect("a writable folder");
+    eventually_async("the part is noticed", || async {
+        get(proxy.web(), "/").await.text() == "b"
+    })
+    .await;
+    // A mistake in a part is said with its own name, and changes nothing.
+    std::fs::write(&part, "clusters:\n  app: { endpoint: [] }\n").expect("a writable folder");
+    eventually("the mistake is said", || {
+        proxy.stderr().contains("clusters.yaml:2")
+    })
+    .await;
+    assert_eq!(get(proxy.web(), "/").await.text(), "b");
+}
+
+#[tokio::test]
+async fn connections_to_endpoints_outlive_a_reload() {
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&turn(0, &[&upstream])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    for number in 1..=10 {
+        assert_eq!(client.get("/").await.status, 200);
+        proxy.write(&turn(number, &[&upstream]).replace(&format!("{}ms", 900 + number % 5), "900ms"));
+        reload_by_command(&proxy).await;
+    }
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_tunnel_outlives_a_reload() {
+    let upstream = Upstream::each(|mut peer| async move {
+        if peer.request().await?.is_some() {
+            peer.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await?;
+            let (mut from, mut to) = peer.reader.io.into_split();
+            tokio::io::copy(&mut from, &mut to).await?;
+        }
+        Ok(())
+    });
+    let proxy = proxy(&turn(0, &[&upstream])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    let ask = crate::support::client::request("GET", "/", "connection: upgrade\r\nupgrade: echo\r\n", b"");
+    client.send(ask).await;
+    assert_eq!(client.answer().await.status, 101);
+    for number in 1..=3 {
+        client.send("still here").await;
+        let heard = soon("an echo", client.reader.exactly(10)).await.expect("an echo");
+        assert_eq!(heard, b"still here");
+        // Even the endpoint and the route may be gone.
+        proxy.write(&format!(
+            "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - direct_response: {{ status: 20{number} }}\nruntime:\n  worker_threads: 2\n  \
+             reload: {{ watch: false }}\n"
+        ));
+        reload_by_command(&proxy).await;
+    }
+    client.finish().await;
+    client.is_closed().await;
+}

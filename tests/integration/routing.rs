@@ -368,3 +368,107 @@ async fn a_dead_mirror_harms_nobody() {
     let shares = spread(&proxy, 20, |_| String::new()).await;
     assert_eq!(shares["app"], 20);
 }
+
+#[tokio::test]
+async fn settings_come_from_defaults_then_policies_then_the_route() {
+    let upstream = Upstream::stalls();
+    // What is not overridden waits longer than the test does.
+    let config = format!(
+        "listeners:\n  web: 127.0.0.1:0\ndefaults:\n  route: {{ timeout: 300ms, retry: 2 }}\npolicies:\n  once: {{ retry: off }}\n  \
+         slow: {{ timeout: 10m }}\nroutes:\n\
+         \x20 - match: {{ path: /defaults }}\n    cluster: app\n\
+         \x20 - match: {{ path: /once }}\n    cluster: app\n    policy: once\n\
+         \x20 - match: {{ path: /own }}\n    cluster: app\n    policy: slow\n    timeout: 301ms\n\
+         \x20 - match: {{ path: /slow }}\n    cluster: app\n    policy: slow\n{}",
+        clusters(&[("app", &upstream)])
+    );
+    let proxy = proxy(&config).await;
+    let attempts = |path: &'static str| {
+        let proxy = &proxy;
+        async move {
+            get(proxy.web(), path).await.is_refusal(504, "upstream_timeout");
+            let line = proxy.logged(|line| line["path"] == path).await;
+            line["attempts"].as_u64().expect("attempts")
+        }
+    };
+    assert_eq!(attempts("/once").await, 1);
+    assert!(attempts("/defaults").await >= 1);
+    attempts("/own").await;
+    let patient = tokio::spawn(async move { get(proxy.web(), "/slow").await.status });
+    // It has waited longer than the default, and still does.
+    eventually("it is asked", || {
+        upstream
+            .received()
+            .iter()
+            .any(|received| received.target == "/slow")
+    })
+    .await;
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(900), patient).await;
+    assert!(waited.is_err(), "{waited:?}");
+}
+
+#[tokio::test]
+async fn calls_of_grpc_are_told_apart() {
+    let (one, rest) = (Upstream::named("one"), Upstream::named("rest"));
+    let config = format!(
+        "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - match: {{ grpc: {{ service: shop.v1.Cart, method: Add }} }}\n    cluster: one\n  - cluster: rest\n{}",
+        clusters(&[("one", &one), ("rest", &rest)])
+    );
+    let spoken = crate::support::h2::H2Upstream::each(|request, mut respond| async move {
+        let head = http::Response::builder()
+            .header("x-path", request.uri().path())
+            .body(())
+            .expect("a head");
+        let mut send = respond.send_response(head, false).expect("a stream");
+        send.send_data(bytes::Bytes::from_static(b"one"), true)
+            .expect("a stream");
+    });
+    let config = config.replace(
+        &format!("endpoints: [{}]", one.address()),
+        &format!("protocol: http2\n    endpoints: [{}]", spoken.address()),
+    );
+    let proxy = proxy(&config).await;
+    let grpc = "content-type: application/grpc\r\n";
+    for (target, fields, expected) in [
+        ("/shop.v1.Cart/Add", grpc, "one"),
+        (
+            "/shop.v1.Cart/Add",
+            "content-type: application/grpc+proto\r\n",
+            "one",
+        ),
+        ("/shop.v1.Cart/Add", "content-type: application/json\r\n", "rest"),
+        ("/shop.v1.Cart/Remove", grpc, "rest"),
+        ("/shop.v1.CartX/Add", grpc, "rest"),
+    ] {
+        let answer = ask(proxy.web(), "POST", target, fields, b"").await;
+        assert_eq!(answer.text(), expected, "{target} {fields}");
+    }
+}
+
+#[tokio::test]
+async fn values_are_compared_in_every_way() {
+    let (yes, no) = (Upstream::named("yes"), Upstream::named("no"));
+    for (condition, matching, other) in [
+        ("{ exact: abc }", "abc", "abcd"),
+        ("{ prefix: ab }", "abc", "cab"),
+        ("{ suffix: bc }", "abc", "bca"),
+        ("{ contains: b }", "abc", "acc"),
+        ("{ regex: \"[a-c]+\" }", "abc", "abcd"),
+    ] {
+        let config = format!(
+            "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - match: {{ headers: {{ x-v: {condition} }} }}\n    cluster: yes\n  - match: {{ query: {{ v: {condition} }} }}\n    cluster: yes\n  - cluster: no\n{}",
+            clusters(&[("yes", &yes), ("no", &no)])
+        )
+        .replace("cluster: no", "cluster: \"no\"")
+        .replace("  no:", "  \"no\":")
+        .replace("cluster: yes", "cluster: \"yes\"")
+        .replace("  yes:", "  \"yes\":");
+        let proxy = proxy(&config).await;
+        for (value, expected) in [(matching, "yes"), (other, "no")] {
+            let by_header = ask(proxy.web(), "GET", "/", &format!("x-v: {value}\r\n"), b"").await;
+            assert_eq!(by_header.text(), expected, "{condition} {value}");
+            let by_query = get(proxy.web(), &format!("/?v={value}")).await;
+            assert_eq!(by_query.text(), expected, "{condition} {value}");
+        }
+    }
+}
