@@ -1,7 +1,7 @@
 # The proxy alone in an image: the binary, the C library it needs, certificate authorities. No shell, no packages.
 #
 #   docker build -t bellwether .
-#   docker run --rm -p 8080:8080 -v "$PWD/bellwether.yaml:/etc/bellwether/bellwether.yaml:ro" bellwether
+#   docker run --rm -p 8080:8080 -v "$PWD/conf:/etc/bellwether:ro" bellwether     # conf/bellwether.yaml listens on ":8080"
 #
 # The base images are arguments, so that a mirror or images made by hand serve too; deploy/docker/build-without-daemon.sh
 # builds this file without Docker.

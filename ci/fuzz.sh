@@ -7,8 +7,12 @@ cd "$(dirname "$0")/.."
 
 seconds=${1:?usage: ci/fuzz.sh SECONDS [TARGET...]}
 shift
+if ! known=$(cargo +nightly fuzz list); then
+    echo "nothing was run: \`rustup toolchain install nightly\` and \`cargo install cargo-fuzz\` first" >&2
+    exit 1
+fi
 if [ $# -eq 0 ]; then
-    mapfile -t targets < <(cargo +nightly fuzz list)
+    mapfile -t targets <<<"$known"
 else
     targets=("$@")
 fi
