@@ -578,7 +578,6 @@ impl Supervisor {
             match tokio::task::block_in_place(|| certificates.reload()) {
                 Ok(crate::net::tls::Changed::No) => {}
                 Ok(crate::net::tls::Changed::Yes) => {
-                    tracing::info!(of = &**certificates.owner(), "certificates reloaded");
                     self.event(
                         EventKind::Certificate,
                         certificates.owner().to_string(),
@@ -614,19 +613,20 @@ impl Supervisor {
         metrics.discovery_updated(WorkerId::CONTROL, result, seconds_since_epoch());
         metrics.set_discovery_stale(event.stale);
         if let (Asked::Failed | Asked::Empty, Some(detail)) = (event.asked, &event.detail) {
-            tracing::warn!(cluster = &*event.cluster, %detail, "discovery");
+            tracing::warn!(cluster = &*event.cluster, source = event.source.as_str(), %detail, "discovery found nobody");
         }
         if let Some(members) = &event.members {
             let snapshot = self.cell.load();
             let now = self.clock.now();
             if let Some(next) = with_members(&snapshot, &event.cluster, members, &self.registry, now) {
                 let (before, after) = (count(&snapshot, &event.cluster), count(&next, &event.cluster));
+                let endpoints = |count| format!("{count} endpoint{}", if count == 1 { "" } else { "s" });
                 self.cell.store(Arc::new(next));
                 self.event(
                     EventKind::Discovery,
                     event.cluster.to_string(),
-                    format!("{before} endpoints"),
-                    format!("{after} endpoints"),
+                    endpoints(before),
+                    endpoints(after),
                     event.source.as_str(),
                 );
                 let snapshot = self.cell.load();
@@ -690,7 +690,6 @@ impl Supervisor {
                 ("healthy", "unhealthy")
             };
             let subject = format!("{}/{}", key.0, endpoint.label);
-            tracing::info!(endpoint = subject, to, reason = %report.outcome, "health check");
             self.event(EventKind::Health, subject, from, to, report.outcome.to_string());
         }
         self.tasks.verdicts.insert(key, state);
@@ -716,7 +715,7 @@ impl Supervisor {
         to: impl Into<String>,
         reason: impl Into<String>,
     ) {
-        self.events.push(Change {
+        let event = self.events.push(Change {
             kind,
             subject: subject.into(),
             from: from.into(),
@@ -725,6 +724,12 @@ impl Supervisor {
             evidence: String::new(),
             generation: self.cell.load().generation,
         });
+        // Starting, reloading and draining write lines of their own, which say more.
+        if !matches!(kind, EventKind::Config | EventKind::Drain) {
+            let from = Some(&*event.from).filter(|from| !from.is_empty());
+            let (subject, to, reason) = (&*event.subject, &*event.to, &*event.reason);
+            tracing::info!(subject, from, to, reason, "{}", kind.name());
+        }
     }
 
     fn count_endpoints(&self, cluster: &crate::cluster::Cluster) {

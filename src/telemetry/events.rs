@@ -140,7 +140,7 @@ impl Events {
         }
     }
 
-    /// Adds a change, tells who listens, and writes it to the diagnostic log.
+    /// Adds a change and tells who listens.
     pub fn push(&self, change: Change) -> Arc<Event> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Change {
@@ -173,17 +173,6 @@ impl Events {
         // that nobody listens.
         _ = self.live.send(Arc::clone(&event));
         drop(ring);
-        tracing::info!(
-            seq = event.seq,
-            subject = event.subject,
-            from = event.from,
-            to = event.to,
-            reason = event.reason,
-            evidence = event.evidence,
-            generation = event.generation,
-            "{}",
-            event.kind.name()
-        );
         event
     }
 
