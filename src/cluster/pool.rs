@@ -66,6 +66,9 @@ pub struct Pool {
     connected: Notify,
     /// The endpoint chose HTTP/1.1 the last time, so there is nothing to wait for.
     exclusive: Cell<bool>,
+    /// Requests whose connection is being opened; each takes one that is given back meanwhile.
+    waiting: Cell<usize>,
+    returned: Notify,
     /// Connections that could not be opened; wraps.
     failures: Cell<u32>,
     max_idle: Cell<usize>,
@@ -185,6 +188,8 @@ impl Pools {
                 connecting: Cell::new(false),
                 connected: Notify::new(),
                 exclusive: Cell::new(false),
+                waiting: Cell::new(0),
+                returned: Notify::new(),
                 failures: Cell::new(0),
                 max_idle: Cell::new(0),
                 idle_timeout: Cell::new(None),
@@ -244,7 +249,24 @@ impl Pool {
                 break;
             }
         }
-        self.open(cluster, endpoint, client).await
+        let mut opened = std::pin::pin!(self.open(cluster, endpoint, client));
+        if freshness == Freshness::Fresh {
+            return opened.await;
+        }
+        // What is given back before the new one is there is taken, and the new one given up: an endpoint whose queue of
+        // connections is full answers on those it has.
+        let _waiting = Waiting::begin(self);
+        loop {
+            tokio::select! {
+                biased;
+                opened = &mut opened => return opened,
+                () = self.returned.notified() => {
+                    if let Some(lease) = self.reuse() {
+                        return Ok(lease);
+                    }
+                }
+            }
+        }
     }
 
     fn reuse(self: &Rc<Self>) -> Option<Lease> {
@@ -412,6 +434,9 @@ impl Ticket {
             since: pool.owner.wheel.recent(),
         });
         drop(idle);
+        if pool.waiting.get() > 0 {
+            pool.returned.notify_one();
+        }
         Inner::sweep_soon(&pool.owner);
     }
 
@@ -433,6 +458,22 @@ fn may_share(cluster: &Cluster) -> bool {
         Protocol::Http2 => true,
         Protocol::Auto => cluster.tls.is_some(),
         Protocol::Http1 => false,
+    }
+}
+
+/// Counts a request that waits for a connection.
+struct Waiting<'a>(&'a Pool);
+
+impl<'a> Waiting<'a> {
+    fn begin(pool: &'a Pool) -> Self {
+        pool.waiting.set(pool.waiting.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
     }
 }
 

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::support::client::{Answer, Client, ask, get, request};
 use crate::support::h2::H2Upstream;
 use crate::support::load::Load;
 use crate::support::proxy::{Proxy, proxy, to, with};
 use crate::support::upstream::{Refusing, Upstream};
+use crate::support::{eventually_async, soon};
 
 /// Every endpoint is sure to get its turn.
 const IN_TURN: &str = "    load_balancing: round_robin\n    slow_start: off\n";
@@ -397,4 +403,48 @@ async fn an_active_check_takes_an_endpoint_out_and_back_in() {
     .await;
     sick.store(0, Ordering::SeqCst);
     crate::support::eventually_async("it is asked again", both_answer).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_given_back_serves_who_waits_for_a_new_one() {
+    // An endpoint that accepts one connection and leaves all others in a queue that is full: their SYN is dropped.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind("127.0.0.1:0".parse().expect("an address"))
+        .expect("a free port");
+    let listener = socket.listen(0).expect("a queue of one");
+    let address = listener.local_addr().expect("bound");
+    let mut config = with("", "    connect_timeout: 20s\n", &[address]);
+    config.push_str("runtime: { worker_threads: 1 }\n");
+    let proxy = proxy(&config).await;
+    let mut first = Client::connect(proxy.web()).await;
+    first.send("GET /first HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let (mut served, _) = soon("a connection", listener.accept()).await.expect("accepted");
+    let mut head = [0; 4096];
+    let read = soon("a request", served.read(&mut head)).await.expect("read");
+    assert!(head[..read].starts_with(b"GET /first"));
+    let mut filling = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        filling.push(stream);
+    }
+    let mut second = Client::connect(proxy.web()).await;
+    second.send("GET /second HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    eventually_async("the second waits for its connection", async || {
+        let connecting = [("cluster", "app"), ("state", "connecting")];
+        proxy
+            .metrics()
+            .await
+            .sum("bellwether_upstream_connections", &connecting)
+            >= 1.0
+    })
+    .await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    served.write_all(answer).await.expect("answered");
+    assert_eq!(first.answer().await.status, 200);
+    let read = soon("the second request", served.read(&mut head))
+        .await
+        .expect("read");
+    assert!(head[..read].starts_with(b"GET /second"));
+    served.write_all(answer).await.expect("answered");
+    assert_eq!(second.answer().await.status, 200);
 }
