@@ -14,11 +14,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use bellwether::cli::Cli;
 use bellwether::config::read::Reader;
 use bellwether::config::render::{self, Look};
 use bellwether::snapshot::compile;
 use bellwether::telemetry::names;
 use bellwether_core::Reason;
+use clap::{CommandFactory as _, Parser as _};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -99,6 +101,65 @@ fn every_yaml_block_is_a_configuration() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(seen >= 3, "only {seen} blocks of YAML were found");
+}
+
+/// Sources, whose messages name commands too.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path.strip_prefix(root()).expect("below the root").to_path_buf());
+        }
+    }
+}
+
+#[test]
+fn every_command_that_is_named_exists() {
+    let known: BTreeSet<String> = Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    let mut files = documents();
+    sources(&root().join("src"), &mut files);
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files {
+        for (number, line) in text(&file).lines().enumerate() {
+            let at = format!("{}:{}", file.display(), number + 1);
+            for span in line.split("`bellwether ").skip(1) {
+                let word: String = span
+                    .chars()
+                    .take_while(|character| character.is_ascii_lowercase() || *character == '-')
+                    .collect();
+                seen += 1;
+                if !word.is_empty() && !known.contains(&word) {
+                    wrong.push(format!("{at}: there is no `bellwether {word}`"));
+                }
+            }
+            // A line of a block: all of it is what people type. The banner begins like a command and is none.
+            let Some(typed) = line.strip_prefix("    ") else {
+                continue;
+            };
+            let typed = typed.strip_prefix("$ ").unwrap_or(typed);
+            let typed = typed.split("  #").next().unwrap_or(typed);
+            for command in typed.split("&&").map(str::trim) {
+                let is_command = command
+                    .strip_prefix("bellwether ")
+                    .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()));
+                if !is_command || file.extension().is_some_and(|extension| extension == "rs") {
+                    continue;
+                }
+                seen += 1;
+                if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+                    wrong.push(format!("{at}: {command}\n{error}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 10, "only {seen} commands were found");
 }
 
 /// The anchor that a heading gets.

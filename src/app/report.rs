@@ -140,10 +140,11 @@ pub(super) fn banner(
     if let Some(admin) = admin {
         line(format!("  admin    {admin}   /metrics, /readyz, /api/v1"));
     }
-    let changes = if plan.runtime.watch {
-        " Edit the file: changes are applied when they are valid."
-    } else {
-        " SIGHUP applies changes of the file."
+    let changes = match (plan.files.is_empty(), plan.runtime.watch) {
+        // Standard input, and what the program itself wrote for the demo.
+        (true, _) => "",
+        (false, true) => " Edit the file: changes are applied when they are valid.",
+        (false, false) => " SIGHUP applies changes of the file.",
     };
     line(format!(
         "ready in {} ms.{changes} Ctrl-C drains, twice stops.",

@@ -222,7 +222,7 @@ pub fn load(named: Option<&Path>) -> Result<(Document, String), Failure> {
 pub fn no_file() -> Diagnostic {
     Diagnostic::error("E0606", "no configuration file")
         .note(format!("looked at: {}", SEARCHED.join(", ")))
-        .help("`bellwether init --to 127.0.0.1:9001 > bellwether.yaml` writes one; `bellwether demo` needs none")
+        .help("name one with `-c FILE`, or begin with config/quickstart.yaml; `bellwether demo` needs none")
 }
 
 fn missing(diagnostic: Diagnostic) -> Failure {

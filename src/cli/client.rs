@@ -412,7 +412,8 @@ pub async fn poll(
             match client.get(path).await {
                 Ok(answer) if ready(&answer) => return,
                 Ok(answer) => last = still_missing(&answer),
-                Err(failure) => last = failure.text,
+                // The time that is over is the error; this is why.
+                Err(failure) => last = failure.text.replacen("error: ", "  = note: ", 1),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -428,6 +429,9 @@ pub async fn poll(
 
 /// What a probe's answer says is missing, a line each.
 fn still_missing(answer: &Answer) -> String {
+    if answer.json.get("draining").and_then(serde_json::Value::as_bool) == Some(true) {
+        return "  = note: it is draining; `bellwether undrain` takes that back\n".to_owned();
+    }
     let list = answer.json.get("waiting_for").and_then(|list| list.as_array());
     let lines = list.into_iter().flatten().filter_map(|item| item.as_str());
     lines

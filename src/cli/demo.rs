@@ -58,9 +58,9 @@ pub fn run(args: &DemoArgs) -> ExitCode {
             return failure.report(check::Format::Text, check::look(false));
         }
     };
-    check::complain(&introduction(args, &services));
     let source = Box::new(move || Reader::new().read_bytes("the demo's configuration", text.as_bytes()));
-    run::serve(document, "demo".to_owned(), source, None, began)
+    let greeting = introduction(args, &services);
+    run::serve(document, "demo".to_owned(), source, None, began, &greeting)
 }
 
 /// In turn, so that the next answer visibly comes from the next service; Ctrl-C ends at once, nobody has to be told.
@@ -68,7 +68,7 @@ fn configuration(args: &DemoArgs, services: &[SocketAddr]) -> String {
     let endpoints: Vec<String> = services.iter().map(|service| format!("\"{service}\"")).collect();
     format!(
         "listeners:\n  web: \"{}\"\nroutes:\n  - name: hello\n    cluster: app\nclusters:\n  app:\n    \
-         endpoints: [{}]\n    load_balancing: round_robin\n    health_check: {{ path: /healthz, interval: 1s }}\n\
+         endpoints: [{}]\n    load_balancing: round_robin\n    health_check: {{ path: /healthz, interval: 1s, timeout: 500ms }}\n\
          admin:\n  address: \"{}\"\ntelemetry:\n  access_log: {{ format: text }}\n\
          runtime:\n  drain: {{ min: 0s, max: 5s }}\n",
         args.listen,
@@ -78,19 +78,29 @@ fn configuration(args: &DemoArgs, services: &[SocketAddr]) -> String {
 }
 
 fn introduction(args: &DemoArgs, services: &[SocketAddr]) -> String {
-    let mut text = String::from("three services are running:\n");
+    let mut text = String::from("\nthree services are behind it:\n");
     for (index, service) in services.iter().enumerate() {
         text.push_str(&format!("  app-{}    http://{service}/\n", index + 1));
     }
     let (listen, admin, first) = (&args.listen, &args.admin, services[0]);
-    text.push_str(&format!(
-        "\ntry, in another terminal:\n  \
-         curl http://{listen}/                       each answer names the service that gave it\n  \
-         curl http://{first}/fail/on            app-1 now fails its health check and answers 503: watch it leave\n  \
-         curl http://{first}/fail/off           and come back\n  \
-         curl http://{admin}/metrics                 what Prometheus sees\n  \
-         curl http://{admin}/readyz\n\n"
-    ));
+    let tries = [
+        (
+            format!("http://{listen}/"),
+            "each answer names the service that gave it",
+        ),
+        (
+            format!("http://{first}/fail/on"),
+            "app-1 now fails its health check and answers 503: watch it leave",
+        ),
+        (format!("http://{first}/fail/off"), "and come back"),
+        (format!("http://{admin}/metrics"), "what Prometheus sees"),
+        (format!("http://{admin}/readyz"), "what a probe sees"),
+    ];
+    text.push_str("\ntry, in another terminal:\n");
+    for (address, what) in tries {
+        text.push_str(&format!("  curl {address:<34} {what}\n"));
+    }
+    text.push('\n');
     text
 }
 
@@ -193,4 +203,37 @@ fn answer(request: &Request<Incoming>, number: usize, state: &State) -> Response
         header::HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn arguments() -> DemoArgs {
+        DemoArgs {
+            listen: "127.0.0.1:8080".to_owned(),
+            admin: "127.0.0.1:9900".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_configuration_has_nothing_to_complain_about() {
+        let text = configuration(&arguments(), &[SocketAddr::from(([127, 0, 0, 1], 9001))]);
+        let document = Reader::new().read_bytes("demo", text.as_bytes()).unwrap();
+        let said = crate::config::render::text(&document.diagnostics, crate::config::render::Look::default());
+        assert_eq!(said, "");
+    }
+
+    #[test]
+    fn what_to_try_stands_in_columns() {
+        let said = introduction(&arguments(), &[SocketAddr::from(([127, 0, 0, 1], 40_123))]);
+        let columns: BTreeSet<usize> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("  curl "))
+            .map(|line| line.len() - line.trim_start_matches(|c| c != ' ').trim_start().len())
+            .collect();
+        assert_eq!(columns.len(), 1, "{said}");
+    }
 }

@@ -39,27 +39,30 @@ pub fn run(args: &RunArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(failure) => return failure.report(Format::Text, check::look(false)),
     };
-    let source = source(args.config.as_deref(), &name);
-    serve(document, name, source, args.seed, began)
+    let source = source(args.config.as_deref(), &name, &document);
+    serve(document, name, source, args.seed, began, "")
 }
 
 /// How the configuration is read again.
-fn source(named: Option<&Path>, name: &str) -> Source {
+fn source(named: Option<&Path>, name: &str, document: &Document) -> Source {
     if named == Some(Path::new("-")) {
-        // Standard input can be read once; a reload finds what was there.
-        return Box::new(|| Reader::new().read_bytes("standard input", &[]));
+        // Standard input can be read once; a reload finds what was there, and the files it includes as they are now.
+        let main = document.diagnostics.sources.iter().next();
+        let text = main.map_or_else(String::new, |source| source.text.clone());
+        return Box::new(move || Reader::new().read_bytes("standard input", text.as_bytes()));
     }
     let path = PathBuf::from(name);
     Box::new(move || Reader::new().read(&path))
 }
 
-/// Serves a configuration until a signal ends it.
+/// Serves a configuration until a signal ends it. The greeting is said once it serves.
 pub(super) fn serve(
     document: Document,
     name: String,
     source: Source,
     seed: Option<u64>,
     began: Instant,
+    greeting: &str,
 ) -> ExitCode {
     let log = compile::log_settings(&document);
     let log = match diagnostics::install(log.level, log.format) {
@@ -115,6 +118,7 @@ pub(super) fn serve(
             }
         };
         check::complain(&running.banner);
+        check::complain(greeting);
         running.report_ready();
         Ok(running.supervisor.run().await)
     });
@@ -159,4 +163,20 @@ fn listen_to_signals(send: &mpsc::Sender<Signal>) -> io::Result<()> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_input_is_found_again_at_a_reload() {
+        let text = "listeners: { web: \":1\" }\nroutes: [{ cluster: app }]\nclusters: { app: { endpoints: [127.0.0.1:1] } }\n";
+        let document = Reader::new()
+            .read_bytes("standard input", text.as_bytes())
+            .unwrap();
+        let again = source(Some(Path::new("-")), "standard input", &document)().unwrap();
+        let listeners = |document: &Document| document.config.listeners.iter().count();
+        assert_eq!((listeners(&document), listeners(&again)), (1, 1));
+    }
 }

@@ -63,7 +63,7 @@ object! {
     Drain = "runtime.drain" {
         /// not ready but still accepting
         min: Sp<Duration> = "15s" as "5s sidecar, 15s edge";
-        /// then exit 0, remaining requests counted in the log
+        /// then exit; what is cut off is counted in the log (exit code 8)
         max: Sp<Duration> = "60s" as "30s sidecar, 60s edge";
         /// outbound listeners stay until the app's connections are gone
         wait_for_app: Sp<bool> = "false" as "true in profile sidecar";

@@ -95,7 +95,7 @@ impl Reader {
                 out.push(
                     Diagnostic::error("E0606", format!("the configuration file `{name}` cannot be read"))
                         .note(why)
-                        .help("name another with `-c FILE`; `bellwether init --to 127.0.0.1:9001 > bellwether.yaml` writes one"),
+                        .help("name another with `-c FILE`"),
                 );
                 Err(out)
             }
@@ -220,9 +220,7 @@ impl Files<'_> {
                     self.out.push(
                         Diagnostic::error("E0107", "the configuration is empty")
                             .at(Span::new(file, 0, 0), "")
-                            .help(
-                                "`bellwether init --to 127.0.0.1:9001 > bellwether.yaml` writes a first one",
-                            ),
+                            .help("config/quickstart.yaml is a first one; `bellwether schema` has every key"),
                     );
                 }
                 return None;

@@ -236,7 +236,7 @@ fn no_file_says_where_it_looked() {
     let expected = "\
 error[E0606]: no configuration file
    = note: looked at: ./bellwether.yaml, /etc/bellwether/bellwether.yaml
-   = help: `bellwether init --to 127.0.0.1:9001 > bellwether.yaml` writes one; `bellwether demo` needs none
+   = help: name one with `-c FILE`, or begin with config/quickstart.yaml; `bellwether demo` needs none
 ";
     assert_eq!(said, expected);
 }
