@@ -3,6 +3,8 @@
 //! Two kinds of threads: workers, one runtime each, that serve requests and share nothing that has to be locked on the
 //! way; and one control runtime for everything else. [`start`] makes all of it from a configuration.
 
+mod drain;
+mod reload;
 pub mod report;
 pub mod sockets;
 pub mod supervisor;
@@ -27,7 +29,8 @@ use crate::cluster::discovery::dns;
 use crate::config::Document;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::net::clock::Clock;
-use crate::net::tcp::{self, ConnectOptions, ListenOptions};
+use crate::net::tcp;
+use crate::net::tls::ServerTls;
 use crate::net::{Address, SocketAddress};
 use crate::server::listener::Load;
 use crate::snapshot::cell::Cell;
@@ -68,6 +71,10 @@ pub struct Running {
     pub admin: Option<SocketAddress>,
     /// What is in force, in words.
     pub banner: String,
+    /// What is better changed although it is no error.
+    pub diagnostics: Diagnostics,
+    /// Served as soon as the process is ready; until then a predecessor answers at the same addresses.
+    operators: Vec<Operators>,
 }
 
 /// Why a process did not start. Nothing of it is left.
@@ -82,12 +89,21 @@ pub struct NotStarted {
 }
 
 impl Running {
-    /// Tells a predecessor and systemd that this process serves.
+    /// Tells a predecessor and systemd that this process serves, and begins to serve operators.
     pub fn report_ready(&mut self) {
         if let Some(inherited) = self.supervisor.sockets.inherited.take()
             && let Err(error) = tokio::task::block_in_place(|| inherited.report_ready())
         {
             tracing::warn!(%error, "the previous process was not told that this one serves");
+        }
+        for Operators {
+            listener,
+            router,
+            tls,
+        } in self.operators.drain(..)
+        {
+            let cancel = self.supervisor.operators.clone();
+            tokio::spawn(admin::serve(listener, router, tls, cancel));
         }
         if let Some(activated) = self.supervisor.sockets.activated.take() {
             for address in activated.left() {
@@ -132,13 +148,13 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         });
     };
     let compile::Compiled { snapshot, plan } = compiled;
-    supervisor::configure(&recorder, &plan);
+    reload::configure(&recorder, &plan);
     let workers = plan.runtime.worker_threads;
     // Descriptors are the first thing a busy proxy runs out of; what the hard limit allows is taken.
     if let Err(error) = tcp::raise_descriptor_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let fresh = supervisor::bind(
+    let fresh = reload::bind(
         &mut sockets,
         &snapshot.listeners,
         workers,
@@ -152,10 +168,10 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
             inherited: sockets.inherited,
         });
     };
-    let mut refused = |diagnostics: Diagnostics| NotStarted {
+    let refused = |diagnostics: Diagnostics, sockets: Sockets| NotStarted {
         diagnostics,
         code: 4,
-        inherited: sockets.inherited.take(),
+        inherited: sockets.inherited,
     };
     let access = match Sink::open(plan.access_output.clone().unwrap_or(AccessOutput::Stdout)) {
         Ok(sink) => AccessLog::start(sink, recorder.process()),
@@ -164,11 +180,10 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let access = match access {
         Ok(access) => Arc::new(access),
         Err(error) => {
-            return Err(refused(machine(
-                diagnostics,
-                "the access log cannot be written",
-                &error,
-            )));
+            return Err(refused(
+                machine(diagnostics, "the access log cannot be written", &error),
+                sockets,
+            ));
         }
     };
     let cell = Arc::new(Cell::new(Arc::new(snapshot)));
@@ -183,11 +198,10 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let handles = match worker::start(workers, &parts, &mut dice) {
         Ok(handles) => handles,
         Err(error) => {
-            return Err(refused(machine(
-                diagnostics,
-                "a worker could not be started",
-                &error,
-            )));
+            return Err(refused(
+                machine(diagnostics, "a worker could not be started", &error),
+                sockets,
+            ));
         }
     };
     let (control, commands) = mpsc::channel(16);
@@ -209,10 +223,12 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         build: BuildInfo::default(),
         kept: admin::Kept::default(),
     });
-    let operators = CancellationToken::new();
-    let Some(admin) = serve_operators(&plan, &context, &operators, &document, &mut diagnostics) else {
-        return Err(refused(diagnostics));
+    let opened = open_operators(&plan, &context, &mut sockets, &document, &mut diagnostics);
+    let Some(operators) = opened else {
+        return Err(refused(diagnostics, sockets));
     };
+    let admin = plan.admin.as_ref().and(operators.first());
+    let admin = admin.map(|admin| admin.listener.local_addr().clone());
     let (outbox, inbox) = channels(commands, signals);
     let mut supervisor = Supervisor {
         load: source,
@@ -230,8 +246,10 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         tasks: Tasks::default(),
         inbox,
         outbox,
-        operators,
+        operators: CancellationToken::new(),
         successor,
+        replacement: None,
+        signalled: false,
         watchdog: systemd::watchdog_interval(),
     };
     supervisor.begin(fresh);
@@ -264,23 +282,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         listeners,
         admin,
         banner,
+        diagnostics,
+        operators,
     })
-}
-
-/// Opens the operators' listeners once more, after a successor that did not come.
-fn serve_operators_again(plan: &compile::Plan, context: &Arc<Context>, cancel: &CancellationToken) {
-    let admin = plan
-        .admin
-        .as_ref()
-        .map(|admin| (&admin.address, admin::router(context), admin.tls.clone()));
-    let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
-    let metrics = metrics.map(|address| (address, admin::public_router(context), None));
-    for (address, router, tls) in admin.into_iter().chain(metrics) {
-        match listen(address) {
-            Ok(listener) => drop(tokio::spawn(admin::serve(listener, router, tls, cancel.clone()))),
-            Err(error) => tracing::error!(%error, %address, "operators cannot be served any more"),
-        }
-    }
 }
 
 fn admin_url(address: &SocketAddress, settings: Option<&compile::AdminSettings>) -> String {
@@ -295,60 +299,77 @@ fn admin_url(address: &SocketAddress, settings: Option<&compile::AdminSettings>)
     }
 }
 
-/// Opens the operators' listener, and the one that only shows metrics. The inner value is none when it is off.
-#[expect(clippy::option_option, reason = "off is not refused")]
-fn serve_operators(
+/// An operators' listener that is open and not served yet.
+struct Operators {
+    listener: tcp::Listener,
+    router: admin::Router,
+    tls: Option<Arc<ServerTls>>,
+}
+
+/// Opens the operators' listener, and the one that only shows metrics. None when one of them cannot be had.
+fn open_operators(
     plan: &compile::Plan,
     context: &Arc<Context>,
-    cancel: &CancellationToken,
+    sockets: &mut Sockets,
     document: &Document,
     diagnostics: &mut Diagnostics,
-) -> Option<Option<SocketAddress>> {
-    let mut open = |what: &str, address: &Address, span: Span| match listen(address) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            let mut diagnostic =
-                Diagnostic::error("E0603", format!("{what} cannot use {address}: {error}")).at(span, "");
-            if error.kind() == io::ErrorKind::AddrInUse {
-                let holder = address
-                    .socket_addr()
-                    .and_then(|address: SocketAddr| tcp::holder(&address));
-                diagnostic = diagnostic
-                    .note(holder.map_or_else(
-                        || "held by another process".to_owned(),
-                        |holder| format!("held by {holder}"),
-                    ))
-                    .help("stop it, or set `admin.address` (or `admin: off`)");
-            }
-            diagnostics.push(diagnostic);
-            None
-        }
-    };
-    let mut local = None;
+) -> Option<Vec<Operators>> {
+    let mut wanted = Vec::new();
     if let Some(admin) = &plan.admin {
         let written = document.config.admin.value.as_ref();
         let span = written.map_or(Span::DEFAULT, |admin| admin.address.span);
-        let listener = open("the admin listener", &admin.address, span)?;
-        local = Some(listener.local_addr().clone());
-        let router = admin::router(context);
-        tokio::spawn(admin::serve(listener, router, admin.tls.clone(), cancel.clone()));
-    }
-    if let Some(address) = plan.metrics.as_ref().and_then(|metrics| metrics.address.as_ref()) {
-        let listener = open("the metrics listener", address, Span::DEFAULT)?;
-        tokio::spawn(admin::serve(
-            listener,
-            admin::public_router(context),
-            None,
-            cancel.clone(),
+        wanted.push((
+            "admin",
+            &admin.address,
+            span,
+            admin::router(context),
+            admin.tls.clone(),
         ));
     }
-    Some(local)
+    if let Some(address) = plan.metrics.as_ref().and_then(|metrics| metrics.address.as_ref()) {
+        wanted.push((
+            "metrics",
+            address,
+            Span::DEFAULT,
+            admin::public_router(context),
+            None,
+        ));
+    }
+    let opened =
+        wanted.into_iter().map(
+            |(role, address, span, router, tls)| match sockets.operators(role, address) {
+                Ok(listener) => Some(Operators {
+                    listener,
+                    router,
+                    tls,
+                }),
+                Err(error) => {
+                    diagnostics.push(unavailable(role, address, span, &error));
+                    None
+                }
+            },
+        );
+    opened.collect()
 }
 
-fn listen(address: &Address) -> io::Result<tcp::Listener> {
-    let mut bound = tcp::bind_workers(&address.to_listen()?, 1, &ListenOptions::default())?;
-    let socket = bound.pop().ok_or(io::ErrorKind::NotConnected)?;
-    tcp::Listener::new(socket, ConnectOptions::default())
+fn unavailable(role: &str, address: &Address, span: Span, error: &io::Error) -> Diagnostic {
+    let diagnostic = Diagnostic::error(
+        "E0603",
+        format!("the {role} listener cannot use {address}: {error}"),
+    )
+    .at(span, "");
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return diagnostic;
+    }
+    let holder = address
+        .socket_addr()
+        .and_then(|address: SocketAddr| tcp::holder(&address));
+    diagnostic
+        .note(holder.map_or_else(
+            || "held by another process".to_owned(),
+            |holder| format!("held by {holder}"),
+        ))
+        .help("stop it, or set `admin.address` (or `admin: off`)")
 }
 
 fn machine(mut diagnostics: Diagnostics, what: &str, error: &io::Error) -> Diagnostics {
@@ -361,11 +382,13 @@ fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Si
     let (probes, probed) = mpsc::channel(1024);
     let (config_files, config_changed) = mpsc::channel(4);
     let (certificate_files, certificates_changed) = mpsc::channel(4);
+    let (replaced, replacements) = mpsc::channel(1);
     let outbox = Outbox {
         discovery,
         probes,
         config_files,
         certificate_files,
+        replaced,
     };
     let inbox = Inbox {
         commands,
@@ -374,6 +397,7 @@ fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Si
         config_files: config_changed,
         certificate_files: certificates_changed,
         signals,
+        replaced: replacements,
     };
     (outbox, inbox)
 }

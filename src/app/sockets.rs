@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::systemd::Activated;
 use super::upgrade::{Inherited, distribute};
-use crate::net::tcp::{Bound, ListenOptions, bind_workers};
+use crate::net::tcp::{self, Bound, ListenOptions, bind_workers};
 use crate::net::{Address, SocketAddress};
 use crate::server::Shared;
 use crate::snapshot::Listener;
@@ -31,6 +31,8 @@ pub struct Open {
 #[derive(Debug, Default)]
 pub struct Sockets {
     open: HashMap<Arc<str>, Open>,
+    /// Sockets of the operators' listeners with their keys, for a successor.
+    operators: Vec<(String, Bound)>,
     /// From a predecessor, not yet claimed.
     pub inherited: Option<Inherited>,
     /// From systemd, not yet claimed.
@@ -65,6 +67,7 @@ impl Sockets {
     pub fn given(inherited: Option<Inherited>, activated: Activated) -> Self {
         Self {
             open: HashMap::new(),
+            operators: Vec::new(),
             inherited,
             activated: Some(activated),
         }
@@ -106,6 +109,30 @@ impl Sockets {
             local,
             copies,
         }))
+    }
+
+    /// Opens an operators' listener, or takes over the predecessor's; `role` tells those at one address apart.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn operators(&mut self, role: &str, address: &Address) -> io::Result<tcp::Listener> {
+        // No address of a listener looks like this.
+        let key = format!("{role} {address}");
+        let inherited = self.inherited.as_mut().and_then(|inherited| inherited.take(&key));
+        let bound = match inherited {
+            Some(bound) => bound,
+            None => bind_workers(&address.to_listen()?, 1, &ListenOptions::default())?,
+        };
+        let socket = bound.into_iter().next().ok_or(io::ErrorKind::NotConnected)?;
+        self.operators.push((key, socket.try_clone()?));
+        tcp::Listener::new(socket, tcp::ConnectOptions::default())
+    }
+
+    /// All sockets with their keys, for a successor.
+    pub fn copies(&self) -> impl Iterator<Item = (&str, &Bound)> {
+        let listeners = self.open.iter();
+        let listeners = listeners.flat_map(|(key, open)| open.copies.iter().map(move |copy| (&**key, copy)));
+        listeners.chain(self.operators.iter().map(|(key, copy)| (key.as_str(), copy)))
     }
 
     /// Remembers what was opened.

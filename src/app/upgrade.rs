@@ -25,12 +25,10 @@
 //! Invariants: until the new process said that it is ready the old one serves as if nothing happened, and a failed
 //! exchange leaves no process behind. Numbers are big endian.
 
-use std::convert::Infallible;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
-use std::future::pending;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -68,7 +66,8 @@ const MAGIC: [u8; 4] = *b"BWHO";
 const BATCH: usize = 200;
 const MAX_MANIFEST: usize = 1 << 20;
 const MAX_STATE: usize = 64 << 20;
-const MAX_REASON: usize = 4096;
+/// Room for all that can be wrong with a configuration.
+const MAX_REASON: usize = 64 * 1024;
 const READY: u8 = b'R';
 const FAILED: u8 = b'F';
 const GO: u8 = b'G';
@@ -228,11 +227,7 @@ impl Handover {
             })?;
         let mut child = Starting(Some(child));
         let patience = self.patience;
-        let outcome = tokio::select! {
-            outcome = timeout(patience, self.exchange(ours, &mut child)) => outcome,
-            never = signs_of_life() => match never {},
-        };
-        match outcome {
+        match timeout(patience, self.exchange(ours, &mut child)).await {
             Ok(Ok(())) => Ok(child.keep()),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(NotReplaced::TooSlow(patience)),
@@ -282,17 +277,6 @@ impl Handover {
                 .await?;
         }
         peer.write_all(&self.state).await
-    }
-}
-
-/// The caller waits here for longer than systemd's watchdog may, and it is the main process until the end.
-async fn signs_of_life() -> Infallible {
-    let Some(every) = systemd::watchdog_interval() else {
-        return pending().await;
-    };
-    loop {
-        sleep(every).await;
-        drop(systemd::watchdog());
     }
 }
 

@@ -113,6 +113,8 @@ impl Watch {
             if !changed.is_empty() && changes.send(changed).await.is_err() {
                 return;
             }
+            // A log in the same directory rings with every line. The bell is heard after this all the same.
+            tokio::time::sleep(options.settle).await;
         }
     }
 }

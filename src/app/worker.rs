@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::Duration;
 
 use bellwether_core::{Dice, Moment};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::cluster::pool::Pools;
 use crate::net::clock::Clock;
@@ -49,7 +50,17 @@ pub enum Order {
         /// Identity of the listening sockets.
         key: Arc<str>,
     },
-    /// End the connections of a listener in good order.
+    /// Let answers of HTTP/1.1 be the last of their connections, so that nobody sends into one that is about to close.
+    Announce {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+    },
+    /// Take [`Order::Announce`] back.
+    Retract {
+        /// Identity of the listening sockets.
+        key: Arc<str>,
+    },
+    /// Stop accepting, and end the connections of a listener in good order.
     Drain {
         /// Identity of the listening sockets.
         key: Arc<str>,
@@ -62,6 +73,11 @@ pub enum Order {
         io: Detached,
         /// Who is at its other end.
         peer: Box<PeerInfo>,
+    },
+    /// Say when all orders before this one are done, and what was queued at sockets given up is accepted and counted.
+    Settle {
+        /// Answered then.
+        done: oneshot::Sender<()>,
     },
     /// Close idle connections to endpoints that the present snapshot does not know.
     Sweep,
@@ -91,7 +107,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Handle {
     orders: mpsc::UnboundedSender<Order>,
-    thread: JoinHandle<()>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Handle {
@@ -123,7 +139,7 @@ pub fn start(count: usize, parts: &Parts, dice: &mut Dice) -> io::Result<Vec<Han
             let others = senders.clone();
             let seed = dice.next_u64();
             let id = WorkerId::new(u16::try_from(index).unwrap_or(u16::MAX));
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     if let Err(error) = run(id, &parts, orders, others, seed) {
@@ -170,6 +186,7 @@ fn run(
             others,
             listeners: HashMap::new(),
             left: HashMap::new(),
+            stopping: Vec::new(),
         }
         .obey(orders)
         .await;
@@ -194,11 +211,15 @@ struct Orders {
     listeners: HashMap<Arc<str>, Running>,
     /// Listeners that no longer accept here: another worker may still have sent us one of their connections.
     left: HashMap<Arc<str>, Running>,
+    /// Accept loops that were told to stop.
+    stopping: Vec<JoinHandle<()>>,
 }
 
 struct Running {
     accepting: Rc<Accepting>,
     stop: Rc<Drain>,
+    /// One per socket.
+    loops: Vec<JoinHandle<()>>,
 }
 
 impl Orders {
@@ -215,17 +236,39 @@ impl Orders {
                     self.listen(key, listener, shared, sockets, options);
                 }
                 Order::StopAccepting { key } => {
-                    if let Some(running) = self.listeners.get(&key) {
+                    if let Some(running) = self.listeners.get_mut(&key) {
                         running.stop.begin();
+                        self.stopping.append(&mut running.loops);
+                    }
+                }
+                Order::Announce { key } => {
+                    if let Some(running) = self.listeners.get(&key) {
+                        running.accepting.drain.announce();
+                    }
+                }
+                Order::Retract { key } => {
+                    if let Some(running) = self.listeners.get(&key) {
+                        running.accepting.drain.retract();
                     }
                 }
                 Order::Drain { key } => {
                     // Later orders for the same key are about new sockets.
-                    if let Some(running) = self.listeners.remove(&key) {
+                    if let Some(mut running) = self.listeners.remove(&key) {
                         running.stop.begin();
+                        self.stopping.append(&mut running.loops);
                         running.accepting.drain.begin();
                         self.left.insert(key, running);
                     }
+                }
+                Order::Settle { done } => {
+                    let stopping = std::mem::take(&mut self.stopping);
+                    tokio::task::spawn_local(async move {
+                        for accepting in stopping {
+                            // One that panicked accepts nothing more either.
+                            drop(accepting.await);
+                        }
+                        done.send(()).unwrap_or(());
+                    });
                 }
                 Order::Serve { key, io, peer } => match (
                     self.listeners.get(&key).or_else(|| self.left.get(&key)),
@@ -281,15 +324,22 @@ impl Orders {
             give_away,
         });
         let stop = Rc::<Drain>::default();
+        let mut loops = Vec::with_capacity(sockets.len());
         for socket in sockets {
             match tcp::Listener::new(socket, options) {
                 Ok(socket) => {
-                    tokio::task::spawn_local(Rc::clone(&accepting).run(socket, Rc::clone(&stop)));
+                    let accepting = Rc::clone(&accepting).run(socket, Rc::clone(&stop));
+                    loops.push(tokio::task::spawn_local(accepting));
                 }
                 Err(error) => tracing::error!(%error, key = &*key, "cannot accept from a socket"),
             }
         }
-        self.listeners.insert(key, Running { accepting, stop });
+        let running = Running {
+            accepting,
+            stop,
+            loops,
+        };
+        self.listeners.insert(key, running);
     }
 
     fn sweep(&self) {

@@ -37,6 +37,10 @@ pub struct DemoArgs {
 #[must_use]
 pub fn run(args: &DemoArgs) -> ExitCode {
     let began = Instant::now();
+    let given = match run::Given::receive() {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
     let services = match services() {
         Ok(services) => services,
         Err(error) => {
@@ -60,7 +64,7 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     };
     let source = Box::new(move || Reader::new().read_bytes("the demo's configuration", text.as_bytes()));
     let greeting = introduction(args, &services);
-    run::serve(document, "demo".to_owned(), source, None, began, &greeting)
+    run::serve(document, "demo".to_owned(), source, None, began, &greeting, given)
 }
 
 /// In turn, so that the next answer visibly comes from the next service; Ctrl-C ends at once, nobody has to be told.

@@ -35,12 +35,49 @@ pub struct RunArgs {
 #[must_use]
 pub fn run(args: &RunArgs) -> ExitCode {
     let began = Instant::now();
+    // First, so that a predecessor hears whatever goes wrong after it.
+    let given = match Given::receive() {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
     let (document, name) = match check::load(args.config.as_deref()) {
         Ok(loaded) => loaded,
-        Err(failure) => return failure.report(Format::Text, check::look(false)),
+        Err(failure) => return refuse(given.inherited, &failure),
     };
     let source = source(args.config.as_deref(), &name, &document);
-    serve(document, name, source, args.seed, began, "")
+    serve(document, name, source, args.seed, began, "", given)
+}
+
+/// What others opened for this process.
+pub(super) struct Given {
+    inherited: Option<Inherited>,
+    activated: Activated,
+}
+
+impl Given {
+    /// Takes it. Changes the environment and adopts descriptors, so to be called before any thread exists.
+    ///
+    /// # Errors
+    /// The exit code, after it was said why.
+    pub(super) fn receive() -> Result<Self, ExitCode> {
+        match (Inherited::receive_from_env(), Activated::receive()) {
+            (Ok(inherited), Ok(activated)) => Ok(Self { inherited, activated }),
+            (Err(error), _) | (_, Err(error)) => {
+                Err(machine(&format!("sockets cannot be taken over: {error}")))
+            }
+        }
+    }
+}
+
+/// Says why this process does not start: to its predecessor, whose log is the one that is read, or here.
+fn refuse(inherited: Option<Inherited>, failure: &Failure) -> ExitCode {
+    if let Some(inherited) = inherited {
+        let why = crate::config::render::text(&failure.diagnostics, Look::default());
+        if inherited.report_failed(&why).is_ok() {
+            return ExitCode::from(failure.code);
+        }
+    }
+    failure.report(Format::Text, check::look(false))
 }
 
 /// How the configuration is read again.
@@ -63,6 +100,7 @@ pub(super) fn serve(
     seed: Option<u64>,
     began: Instant,
     greeting: &str,
+    given: Given,
 ) -> ExitCode {
     let log = compile::log_settings(&document);
     let log = match diagnostics::install(log.level, log.format) {
@@ -72,13 +110,6 @@ pub(super) fn serve(
     let successor = match Successor::capture() {
         Ok(successor) => successor,
         Err(error) => return machine(&error.to_string()),
-    };
-    // Both change the environment or adopt descriptors, so before any thread exists.
-    let (inherited, activated) = match (Inherited::receive_from_env(), Activated::receive()) {
-        (Ok(inherited), Ok(activated)) => (inherited, activated),
-        (Err(error), _) | (_, Err(error)) => {
-            return machine(&format!("sockets cannot be taken over: {error}"));
-        }
     };
     let runtime = match app::runtime() {
         Ok(runtime) => runtime,
@@ -90,7 +121,7 @@ pub(super) fn serve(
         if let Err(error) = listen_to_signals(&send) {
             return Err(machine(&error.to_string()));
         }
-        let sockets = Sockets::given(inherited, activated);
+        let sockets = Sockets::given(given.inherited, given.activated);
         let options = Options {
             document,
             source,
@@ -104,19 +135,19 @@ pub(super) fn serve(
         let mut running = match app::start(options).await {
             Ok(running) => running,
             Err(mut refused) => {
-                if let Some(inherited) = refused.inherited.take() {
-                    let why = crate::config::render::text(&refused.diagnostics, Look::default());
-                    // A predecessor that has gone needs no reason.
-                    inherited.report_failed(&why).unwrap_or(());
-                }
+                let inherited = refused.inherited.take();
                 let failure = Failure {
                     diagnostics: refused.diagnostics,
                     name,
                     code: refused.code,
                 };
-                return Err(failure.report(Format::Text, check::look(false)));
+                return Err(refuse(inherited, &failure));
             }
         };
+        check::complain(&crate::config::render::text(
+            &running.diagnostics,
+            check::look(false),
+        ));
         check::complain(&running.banner);
         check::complain(greeting);
         running.report_ready();

@@ -37,6 +37,8 @@ pub enum EventKind {
     Listener,
     /// The process on its way out.
     Drain,
+    /// A new binary took over, or did not.
+    Replacement,
 }
 
 impl EventKind {
@@ -48,6 +50,7 @@ impl EventKind {
         Self::Certificate,
         Self::Listener,
         Self::Drain,
+        Self::Replacement,
     ];
 
     /// The word in the stream.
@@ -59,6 +62,7 @@ impl EventKind {
             Self::Certificate => "certificate",
             Self::Listener => "listener",
             Self::Drain => "drain",
+            Self::Replacement => "replacement",
         }
     }
 

@@ -255,10 +255,23 @@ impl DateCache {
 }
 
 /// Tells the connections of a listener on one worker that they should end.
+///
+/// HTTP/1.1 can only end in good order behind an answer that said so, so its answers say it from the announcement on,
+/// before anything is closed. HTTP/2 can say it at any time (GOAWAY) and does when the end begins.
 #[derive(Debug, Default)]
 pub struct Drain {
-    draining: Cell<bool>,
+    stage: Cell<Stage>,
     members: RefCell<Members>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Serving,
+    /// Connections go on; answers say that they are the last of theirs.
+    Announced,
+    /// Connections end with what they are doing.
+    Ending,
 }
 
 #[derive(Debug, Default)]
@@ -270,7 +283,7 @@ struct Members {
 impl Drain {
     /// Whether connections should end after what they are doing.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.stage.get() == Stage::Ending
     }
 
     /// How many connections have joined and not ended.
@@ -279,9 +292,23 @@ impl Drain {
         members.wakers.len() - members.free.len()
     }
 
+    /// Lets every answer of HTTP/1.1 be the last of its connection. Nothing is closed that is idle.
+    pub fn announce(&self) {
+        if !self.is_draining() {
+            self.stage.set(Stage::Announced);
+        }
+    }
+
+    /// Takes [`Self::announce`] back.
+    pub fn retract(&self) {
+        if !self.is_draining() {
+            self.stage.set(Stage::Serving);
+        }
+    }
+
     /// Starts draining and wakes every waiting connection.
     pub fn begin(&self) {
-        self.draining.set(true);
+        self.stage.set(Stage::Ending);
         for waker in self
             .members
             .borrow_mut()
@@ -320,7 +347,7 @@ pub struct DrainMember {
 impl DrainMember {
     /// Whether this connection should end; if not, the task is woken when that changes. A task's waker is stored once.
     pub fn poll_draining(&self, cx: &Context<'_>) -> bool {
-        if self.drain.draining.get() {
+        if self.drain.is_draining() {
             return true;
         }
         if !self.registered.replace(true) {
@@ -329,9 +356,9 @@ impl DrainMember {
         false
     }
 
-    /// Whether this connection should end.
-    pub fn is_draining(&self) -> bool {
-        self.drain.draining.get()
+    /// Whether the next answer should be the last one, where that can be said in no other way.
+    pub fn is_leaving(&self) -> bool {
+        self.drain.stage.get() != Stage::Serving
     }
 }
 

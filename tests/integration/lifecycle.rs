@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::client::{Client, get, request};
+use crate::support::client::{Client, ask, get, request};
 use crate::support::h2::H2;
 use crate::support::load::Load;
 use crate::support::proxy::{Start, proxy, to, with};
@@ -66,6 +66,51 @@ async fn a_bad_configuration_is_exit_3_with_all_its_mistakes() {
         );
     }
     assert_eq!(finished.stdout, "");
+}
+
+/// `bellwether check` on a file beside this configuration.
+async fn checked(config: &str) -> std::process::Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("bellwether.yaml"), config).expect("a writable folder");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bellwether"));
+    command.arg("check").current_dir(folder.path());
+    command.env_remove("BELLWETHER_CONFIG").env_remove("COLUMNS");
+    let output = tokio::task::spawn_blocking(move || command.output().expect("the binary was built"));
+    output.await.expect("no panic")
+}
+
+#[tokio::test]
+async fn check_runs_the_tests_of_a_configuration_and_shows_the_line_of_one_that_fails() {
+    let config = |expected: &str| {
+        format!(
+            "listeners:\n  web: 127.0.0.1:8080\nroutes:\n  - name: api\n    match: {{ path_prefix: /api }}\n    \
+             cluster: app\n  - name: rest\n    cluster: app\nclusters:\n  app:\n    endpoints: [127.0.0.1:9001]\n\
+             tests:\n  - request: GET http://shop.example/api/orders\n    expect: {{ route: {expected} }}\n"
+        )
+    };
+    let passed = checked(&config("api")).await;
+    let stdout = String::from_utf8_lossy(&passed.stdout).into_owned();
+    assert!(
+        passed.status.success() && stdout.contains("1 test passed"),
+        "{passed:?}"
+    );
+
+    let failed = checked(&config("rest")).await;
+    let stderr = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(3), "{stderr}");
+    for part in [
+        "E0510",
+        "bellwether.yaml:14:",
+        "expected route `rest`",
+        "got route `api`",
+    ] {
+        assert!(stderr.contains(part), "no {part:?} in\n{stderr}");
+    }
+    // A proxy does not start with it either.
+    let finished = Start::new(&config("rest").replace("127.0.0.1:8080", "127.0.0.1:0"))
+        .fail()
+        .await;
+    assert_eq!(finished.status.code(), Some(3), "{finished:?}");
 }
 
 #[tokio::test]
@@ -143,6 +188,68 @@ async fn readiness_fails_first_and_requests_in_flight_finish() {
     soon("GOAWAY", two.ended()).await.expect("a clean end");
     let finished = proxy.finished().await;
     assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+}
+
+#[tokio::test]
+async fn from_the_first_moment_of_a_drain_every_answer_says_close() {
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&draining(&upstream, "60s", "20s")).await;
+    let mut busy = Client::connect(proxy.web()).await;
+    let mut idle = Client::connect(proxy.web()).await;
+    let mut second = H2::connect(proxy.web()).await;
+    for client in [&mut busy, &mut idle] {
+        assert!(client.get("/").await.keep_alive);
+    }
+    proxy.signal(Signal::TERM);
+    eventually_async("it says that it is not ready", || async {
+        proxy.admin_get("/readyz").await.status == 503
+    })
+    .await;
+    for mut client in [busy, Client::connect(proxy.web()).await, idle] {
+        let last = client.get("/").await;
+        assert_eq!((last.status, last.keep_alive), (200, false));
+        client.is_closed().await;
+    }
+    // GOAWAY says which requests were taken, so it needs no time in advance.
+    assert_eq!(second.get("/").await.status, 200);
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.finished().await.status.code(), Some(143));
+}
+
+#[tokio::test]
+async fn an_operator_s_drain_lets_clients_leave_until_it_is_taken_back() {
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&draining(&upstream, "60s", "20s")).await;
+    let mut client = Client::connect(proxy.web()).await;
+    assert!(client.get("/").await.keep_alive);
+    assert_eq!(proxy.admin_post("/api/v1/drain", "{}").await.status, 200);
+    assert!(!client.get("/").await.keep_alive);
+    client.is_closed().await;
+    assert_eq!(proxy.admin_post("/api/v1/undrain", "{}").await.status, 200);
+    let mut client = Client::connect(proxy.web()).await;
+    assert!(client.get("/").await.keep_alive);
+}
+
+#[tokio::test]
+async fn connections_that_wait_to_be_accepted_are_served_before_the_end() {
+    const CLIENTS: usize = 60;
+    let upstream = Upstream::answers(200, "ok");
+    let proxy = proxy(&draining(&upstream, "0s", "20s")).await;
+    // While it sleeps, connections queue at its sockets and the signal waits with them.
+    proxy.signal(Signal::STOP);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Client::connect(proxy.web()).await;
+        client.send(request("POST", "/", "", b"once")).await;
+        clients.push(client);
+    }
+    proxy.signal(Signal::TERM);
+    proxy.signal(Signal::CONT);
+    for mut client in clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(proxy.finished().await.status.code(), Some(0));
+    assert_eq!(upstream.requests(), CLIENTS);
 }
 
 #[tokio::test]
@@ -233,6 +340,30 @@ async fn a_successor_takes_over_and_no_request_fails() {
 }
 
 #[tokio::test]
+async fn a_successor_answers_operators_at_the_same_port_without_a_gap() {
+    let upstream = Upstream::answers(200, "ok");
+    let old = proxy(&draining(&upstream, "300ms", "20s")).await;
+    let admin = old.admin();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let asking = tokio::spawn(async move {
+        let mut asked = 0;
+        while !*stopped.borrow() {
+            let host = format!("host: {admin}\r\nconnection: close\r\n");
+            let answer = ask(admin, "GET", "/livez", &host, b"").await;
+            assert_eq!(answer.status, 200);
+            asked += 1;
+        }
+        asked
+    });
+    let (new, ended) = old.replace().await;
+    assert_eq!(ended.code(), Some(0), "{}", new.stderr());
+    assert_eq!(new.admin(), admin);
+    assert_eq!(new.admin_get("/readyz").await.status, 200);
+    stop.send(true).expect("somebody asks");
+    assert!(asking.await.expect("every answer") > 0);
+}
+
+#[tokio::test]
 async fn a_successor_that_cannot_serve_changes_nothing() {
     let upstream = Upstream::answers(200, "ok");
     let config = draining(&upstream, "300ms", "20s").replace(
@@ -243,10 +374,37 @@ async fn a_successor_that_cannot_serve_changes_nothing() {
     let load = Load::get(proxy.web(), 4);
     proxy.write("listeners: { web: nonsense }\n");
     proxy.signal(Signal::USR2);
-    eventually("the failure is said", || proxy.stderr().contains("not replaced")).await;
+    eventually("the failure is said", || proxy.stderr().contains("E0306")).await;
+    let said = proxy.stderr();
+    assert!(said.contains("not replaced"), "{said}");
+    assert!(
+        !said.contains("\nerror[E0306]"),
+        "the new process says it too:\n{said}"
+    );
     load.more(100).await;
     load.stop_without_failure().await;
     assert_eq!(get(proxy.web(), "/").await.status, 200);
+    // Operators ask at the port of before, which the kernel chose, and are told why.
+    let events = proxy.admin_get("/api/v1/events?kind=replacement").await;
+    let events = events.text();
+    assert!(events.contains("refused") && events.contains("E0306"), "{events}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_nobody_verifies_is_warned_about_at_every_start_and_reload() {
+    let upstream = Upstream::answers(200, "ok");
+    let config = |route: &str| {
+        with(
+            route,
+            "    tls: { insecure_skip_verify: true }\n",
+            &[upstream.address()],
+        )
+    };
+    let proxy = proxy(&config("")).await;
+    let warned = || proxy.stderr().matches("W0508").count();
+    assert_eq!(warned(), 1, "{}", proxy.stderr());
+    proxy.reload(&config("    timeout: 9s\n")).await;
+    eventually("it is said again", || warned() == 2).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! A new configuration takes the place of the old one: whole or not at all, without a request failing, with everything
 //! that was learned.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 
 use crate::support::client::{Client, get};
@@ -83,6 +85,35 @@ async fn a_changed_file_is_noticed_however_it_is_changed() {
 }
 
 #[tokio::test]
+async fn a_log_beside_the_configuration_does_not_keep_the_watch_busy() {
+    const LINES: u64 = 1000;
+    const SIZE: usize = 100 * 1024;
+    let upstream = Upstream::answers(200, "ok");
+    // Large, so that reading it shows in what the process reads.
+    let config = to(&[upstream.address()])
+        + "runtime:\n  worker_threads: 1\n  drain: { min: 10ms, max: 20s }\n  reload: { debounce: 1s }\n"
+        + &"# a long story\n".repeat(SIZE / 15);
+    let proxy = proxy(&config).await;
+    let read = || {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", proxy.pid())).expect("a process");
+        let line = io
+            .lines()
+            .find(|line| line.starts_with("rchar:"))
+            .expect("a count");
+        line[6..].trim().parse::<u64>().expect("a number")
+    };
+    let before = read();
+    for line in 0..LINES {
+        std::fs::write(proxy.folder().join("busy.log"), line.to_string()).expect("a writable folder");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let readings = (read() - before) / SIZE as u64;
+    assert!(readings < LINES / 10, "{readings} readings for {LINES} lines");
+    // What matters is still seen.
+    proxy.reload(&config.replace("min: 10ms", "min: 20ms")).await;
+}
+
+#[tokio::test]
 async fn a_swapped_symlink_is_noticed() {
     // As a ConfigMap is mounted: a link to a folder, which is swapped.
     let (a, b) = (Upstream::named("a"), Upstream::named("b"));
@@ -136,6 +167,7 @@ async fn a_broken_file_changes_nothing_and_says_why() {
     })
     .await;
     assert_eq!(kept.get("/").await.text(), "a");
+    assert_eq!(proxy.admin_get("/readyz").await.status, 200);
     let metrics = proxy.metrics().await;
     assert_eq!(metrics.sum("bellwether_config_last_reload_successful", &[]), 0.0);
     assert!(proxy.stderr().contains("missing"), "{}", proxy.stderr());

@@ -242,6 +242,39 @@ async fn a_certificate_that_cannot_be_read_stops_the_start() {
     );
 }
 
+#[tokio::test]
+async fn operators_may_be_served_over_tls() {
+    let upstream = Upstream::answers(200, "ok");
+    let mut ca = Authority::new("ca");
+    let admin = ca.issue("admin", &["admin.internal", "127.0.0.1"]);
+    let config = with("", "", &[upstream.address()])
+        + &format!(
+            "admin:\n  address: 127.0.0.1:0\n  tls:\n    certificates:\n      - {{ cert: {}, key: {} }}\n",
+            admin.cert.display(),
+            admin.key.display()
+        );
+    let proxy = proxy(&config).await;
+    let trusting = tls::client(ca.ca(), None, &["http/1.1"]);
+    let mut client = tls::connect(proxy.admin(), "127.0.0.1", &trusting)
+        .await
+        .expect("a handshake");
+    let host = format!("host: {}\r\n", proxy.admin());
+    assert_eq!(client.ask("GET", "/readyz", &host, b"").await.status, 200);
+    // The command line finds certificate and address in the same file.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bellwether"));
+    command
+        .args(["wait", "--timeout", "20s", "--admin"])
+        .arg(format!("https://{}", proxy.admin()))
+        .arg("--admin-ca")
+        .arg(ca.ca());
+    let waited = tokio::task::spawn_blocking(move || command.output().expect("the binary was built"));
+    let waited = waited.await.expect("no panic");
+    assert!(waited.status.success(), "{waited:?}");
+    // Without TLS there is nothing to be had.
+    let mut plain = client::Client::connect(proxy.admin()).await;
+    assert!(plain.try_ask("GET", "/readyz", &host, b"").await.is_err());
+}
+
 /// Handshakes count as connecting, and on a busy machine they take their time.
 const PATIENT: &str = "    connect_timeout: 20s\n";
 

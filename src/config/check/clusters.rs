@@ -33,6 +33,21 @@ pub(super) fn check(config: &Config, effective: &Effective, out: &mut Diagnostic
         }
     }
     for (name, cluster) in &effective.clusters {
+        if let Some(tls) = &cluster.tls.value
+            && tls.insecure_skip_verify.value
+        {
+            out.push(
+                Diagnostic::warning(
+                    "W0508",
+                    format!("nobody verifies the certificates of cluster `{}`", name.value),
+                )
+                .at(
+                    tls.insecure_skip_verify.span,
+                    "whoever answers at an endpoint's address is believed",
+                )
+                .help("remove it, and name the authority that signs them: `ca: FILE`"),
+            );
+        }
         let lb = &cluster.load_balancing;
         if matches!(lb.policy.value, LbPolicy::RingHash | LbPolicy::Maglev) && lb.hash_on.is_none() {
             let word = lb.policy.value.word();

@@ -406,7 +406,7 @@ impl Connection {
         let aged = self.old_at.is_some_and(|old| now >= old);
         let keep_alive = may_continue
             && !aged
-            && !self.drain.is_draining()
+            && !self.drain.is_leaving()
             && !says_close(&head.headers)
             && self.may_swallow(head.status);
         let (framing, bodiless) = answer_framing(method, version, head.status, &head.headers, &*body);

@@ -600,6 +600,27 @@ fn a_draining_connection_answers_once_more_or_closes_after_a_grace() {
 }
 
 #[test]
+fn an_announced_end_is_told_by_the_next_answer_and_closes_nothing_that_is_idle() {
+    run(|tools| async move {
+        let mut served = serve(&tools, &echo());
+        served.drain.announce();
+        sleep(secs(5)).await;
+        let answer = served.raw.ask(GET).await;
+        assert_eq!(statuses(&answer), ["200"]);
+        assert!(answer.contains("connection: close"));
+        assert!(served.raw.receive_for(secs(3)).await.1);
+
+        let mut served = serve(&tools, &echo());
+        served.drain.announce();
+        served.drain.retract();
+        assert!(!served.raw.ask(GET).await.contains("connection: close"));
+        served.drain.begin();
+        served.drain.retract();
+        assert!(served.raw.ask(GET).await.contains("connection: close"));
+    });
+}
+
+#[test]
 fn an_answer_that_is_being_sent_is_finished_while_draining() {
     run(|tools| async move {
         let script = tools.clone();
