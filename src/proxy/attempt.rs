@@ -14,6 +14,7 @@ use bellwether_core::{Moment, Origin, Outcome, Phase, Reason};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, response};
 
 use super::Interim;
+use super::body::Streaming;
 use super::cx::RequestCx;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
@@ -38,12 +39,11 @@ pub(super) struct Sendable<'a> {
     pub(super) extended: bool,
 }
 
-/// A try that led to an answer.
+/// A try that led to an answer. Boxed once, because it goes through many hands.
 #[derive(Debug)]
 pub(super) struct Answered {
     pub(super) head: Box<response::Parts>,
-    pub(super) exchange: Exchange,
-    pub(super) guard: AttemptGuard,
+    pub(super) rest: Box<Streaming>,
 }
 
 /// A try that led to none.
@@ -327,8 +327,7 @@ pub(super) async fn attempt(
                 }
                 return Ok(Answered {
                     head,
-                    exchange,
-                    guard,
+                    rest: Box::new(Streaming::new(exchange, guard)),
                 });
             }
             Some(Err(error)) => {

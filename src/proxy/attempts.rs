@@ -10,19 +10,18 @@ use std::time::Duration;
 
 use bellwether_core::deadline::parse_grpc_timeout;
 use bellwether_core::{Phase, Reason};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 
-use super::attempt::{self, Answered, AttemptGuard, Exposure, Sendable};
-use super::body::Body;
+use super::attempt::{self, Answered, Exposure, Sendable};
+use super::body::{Body, Streaming};
 use super::cx::RequestCx;
 use super::enter::Entered;
 use super::{Interim, View, upgrade};
-use crate::cluster::exchange::Exchange;
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, NoPick, Tried};
 use crate::message::forwarded::Trust;
 use crate::message::repeatable::{Repeatable, repeatable};
-use crate::message::reply::Detail;
+use crate::message::reply::{self, Detail};
 use crate::message::{grpc, hygiene};
 use crate::route::{combined_hash, first_hash};
 use crate::snapshot::{PerTry, Retry, RetryMethods, Route, Target};
@@ -37,8 +36,7 @@ const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
 /// The answer that the client gets, and what is still attached to it.
 pub(super) struct Forwarded {
     head: Box<response::Parts>,
-    exchange: Exchange,
-    guard: AttemptGuard,
+    rest: Box<Streaming>,
     idle: Option<Duration>,
     upgraded: bool,
 }
@@ -49,9 +47,9 @@ pub(super) async fn attempts(
     cx: &mut RequestCx,
     route: &Arc<Route>,
     target: &Target,
-    mut entered: Entered,
+    entered: &Entered,
+    headers: &mut HeaderMap,
     early: Interim<'_>,
-    tls_peer: Option<&str>,
 ) -> Result<Forwarded, Reason> {
     let id = match target {
         Target::Cluster(id) => *id,
@@ -60,7 +58,7 @@ pub(super) async fn attempts(
             clusters,
             keys,
         } => {
-            let key = first_hash(keys, &entered.key_source(cx, route, tls_peer));
+            let key = first_hash(keys, &entered.key_source(cx, route, headers));
             let choice = match key {
                 Some(key) => split.by_key(key),
                 None => split.by_draw(cx.worker.dice.borrow_mut().next_u64()),
@@ -70,20 +68,18 @@ pub(super) async fn attempts(
     };
     let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
     cx.cluster = Some(id);
-    let hash = cluster.balancer.policy().is_hashing().then(|| {
-        combined_hash(
-            &cluster.settings.hash_on,
-            &entered.key_source(cx, route, tls_peer),
-        )
-    });
+    let hash = cluster
+        .balancer
+        .policy()
+        .is_hashing()
+        .then(|| combined_hash(&cluster.settings.hash_on, &entered.key_source(cx, route, headers)));
     let repeatable = match &route.retry {
-        Some(retry) => may_repeat(retry, &cx.method, &entered),
+        Some(retry) => may_repeat(retry, &cx.method, entered, headers),
         None => false,
     };
-    let debug = debug_wanted(view, &entered);
-    let rewritten = prepare(view, cx, route, cluster, &mut entered, tls_peer)?;
-    let deadline = grpc_deadline(&entered, route.timeout);
-    let mut headers = std::mem::take(&mut entered.headers);
+    let debug = debug_wanted(view, headers);
+    let rewritten = prepare(view, cx, route, cluster, entered, headers)?;
+    let deadline = grpc_deadline(headers, route.timeout);
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
         cx.timer.set(cx.started.plus(timeout));
@@ -122,7 +118,7 @@ pub(super) async fn attempts(
                 return match last {
                     Last::Answer(answered) => {
                         tries.settle(cx, route, false);
-                        Ok(forward(cx, route, cluster, *answered, debug))
+                        Ok(forward(cx, route, cluster, answered, debug))
                     }
                     Last::Failure(reason) => Err(tries.failed(cx, route, reason)),
                     Last::None => Err(match no_pick {
@@ -133,8 +129,10 @@ pub(super) async fn attempts(
             }
         };
         if let Last::Answer(answered) = std::mem::replace(&mut last, Last::None) {
-            let Answered { exchange, guard, .. } = *answered;
-            guard.succeed();
+            let Streaming {
+                exchange, attempt, ..
+            } = *answered.rest;
+            attempt.succeed();
             exchange.abandon(CloseReason::Aborted);
             cx.exposed(Exposure::Maybe);
             tries.acted = Some(Reason::RetryExhausted);
@@ -142,7 +140,7 @@ pub(super) async fn attempts(
         tries.begin();
         let endpoint = &cluster.endpoints[index];
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
-            let mut values = entered.values(cx, &route.name, tls_peer);
+            let mut values = entered.values(cx, &route.name);
             values.cluster = &cluster.name;
             values.endpoint = std::str::from_utf8(endpoint.authority.as_bytes()).unwrap_or("");
             rewrite.host(&values)
@@ -157,7 +155,7 @@ pub(super) async fn attempts(
         let sendable = Sendable {
             method: &method,
             target: &target,
-            headers: &headers,
+            headers,
             upgrade: entered.upgrade.as_ref(),
             extended: entered.extended,
         };
@@ -181,7 +179,7 @@ pub(super) async fn attempts(
                 {
                     // Where there is no time for another try, this is the answer.
                     if tries.back_off(cx).await {
-                        last = Last::Answer(Box::new(answered));
+                        last = Last::Answer(answered);
                         continue;
                     }
                 }
@@ -214,7 +212,7 @@ enum Last {
     /// There was none, or its answer has been given up for the next one.
     None,
     /// An answer that is worth another try. It is kept until an endpoint has been found for that.
-    Answer(Box<Answered>),
+    Answer(Answered),
     /// No answer, for this reason.
     Failure(Reason),
 }
@@ -276,7 +274,7 @@ impl<'a> Tries<'a> {
         {
             return Some(RetryTrigger::Status);
         }
-        let code = answered.guard.grpc_status()?;
+        let code = answered.rest.attempt.grpc_status()?;
         on.grpc.contains(&code).then_some(RetryTrigger::Grpc)
     }
 
@@ -414,32 +412,30 @@ impl<'a> Tries<'a> {
 }
 
 /// Whether a request that an endpoint may have seen can be sent again.
-fn may_repeat(retry: &Retry, method: &Method, entered: &Entered) -> bool {
+fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, headers: &HeaderMap) -> bool {
     if entered.upgrade.is_some() {
         return false;
     }
     match &retry.methods {
         RetryMethods::All => true,
         RetryMethods::These(methods) => methods.contains(method),
-        RetryMethods::Idempotent => {
-            repeatable(method, &entered.headers, &retry.idempotency_key) != Repeatable::Never
-        }
+        RetryMethods::Idempotent => repeatable(method, headers, &retry.idempotency_key) != Repeatable::Never,
     }
 }
 
-fn debug_wanted(view: &View, entered: &Entered) -> bool {
+fn debug_wanted(view: &View, headers: &HeaderMap) -> bool {
     view.listener.detail == Detail::Full
-        || (view.hop.trust() == Trust::Trusted && entered.headers.contains_key(DEBUG))
+        || (view.hop.trust() == Trust::Trusted && headers.contains_key(DEBUG))
 }
 
 /// Writes the fields that we owe the service, and returns the target it gets if that is not the client's.
 fn prepare(
     view: &View,
-    cx: &RequestCx,
+    cx: &mut RequestCx,
     route: &Arc<Route>,
     cluster: &Cluster,
-    entered: &mut Entered,
-    tls_peer: Option<&str>,
+    entered: &Entered,
+    headers: &mut HeaderMap,
 ) -> Result<Option<String>, Reason> {
     let mut target = None;
     if let Some(rewrite) = &route.rewrite {
@@ -449,25 +445,21 @@ fn prepare(
             .target(path, entered.query(), prefix)
             .or(Err(Reason::ClientProtocol))?;
     }
-    let host = std::mem::take(&mut entered.host);
-    view.hop.write(&mut entered.headers, &host);
-    entered.host = host;
-    hygiene::append_via(&mut entered.headers, cx.version);
-    cx.request_id.write(&mut entered.headers);
+    view.hop.write(headers, &entered.host);
+    hygiene::append_via(headers, cx.version);
+    cx.request_id.write(headers);
     if !route.request_headers.is_empty() {
-        let mut headers = std::mem::take(&mut entered.headers);
-        let mut values = entered.values(cx, &route.name, tls_peer);
+        cx.format = Some(reply::format(headers));
+        let mut values = entered.values(cx, &route.name);
         values.cluster = &cluster.name;
-        route.request_headers.apply(&mut headers, &values);
-        entered.headers = headers;
+        route.request_headers.apply(headers, &values);
     }
     Ok(target)
 }
 
 /// The route's timeout, shortened by what a gRPC client is willing to wait.
-fn grpc_deadline(entered: &Entered, timeout: Option<Duration>) -> Option<Duration> {
-    let asked = entered
-        .headers
+fn grpc_deadline(headers: &HeaderMap, timeout: Option<Duration>) -> Option<Duration> {
+    let asked = headers
         .get(&grpc::GRPC_TIMEOUT)
         .and_then(|value| parse_grpc_timeout(value.as_bytes()));
     match (timeout, asked) {
@@ -484,13 +476,9 @@ fn forward(
     answered: Answered,
     debug: bool,
 ) -> Forwarded {
-    let Answered {
-        mut head,
-        exchange,
-        guard,
-    } = answered;
+    let Answered { mut head, rest } = answered;
     cx.status = head.status.as_u16();
-    cx.grpc_status = guard.grpc_status();
+    cx.grpc_status = rest.attempt.grpc_status();
     cx.answered();
     let upgraded = upgrade::is_accepted(cx, &head);
     let protocol = if upgraded {
@@ -533,8 +521,7 @@ fn forward(
     }
     Forwarded {
         head,
-        exchange,
-        guard,
+        rest,
         idle: route.idle_timeout,
         upgraded,
     }
@@ -545,17 +532,19 @@ impl Forwarded {
     pub(super) fn into_reply(self, cx: Box<RequestCx>) -> Reply<Body> {
         let Self {
             head,
-            exchange,
-            guard,
+            rest,
             idle,
             upgraded,
         } = self;
         if upgraded {
-            return upgrade::reply(*head, exchange, guard, idle, cx);
+            let Streaming {
+                exchange, attempt, ..
+            } = *rest;
+            return upgrade::reply(*head, exchange, attempt, idle, cx);
         }
         Reply {
             head: *head,
-            body: Body::upstream(exchange, guard, cx),
+            body: Body::upstream(rest, cx),
             tunnel: None,
             idle,
         }

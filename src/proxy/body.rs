@@ -28,14 +28,28 @@ enum Kind {
     Upstream(Box<Streaming>),
 }
 
+/// What is still to come of an answer.
 #[derive(Debug)]
-struct Streaming {
-    exchange: Exchange,
-    attempt: AttemptGuard,
+pub(super) struct Streaming {
+    pub(super) exchange: Exchange,
+    pub(super) attempt: AttemptGuard,
     idle: Option<std::time::Duration>,
     ends: Option<Moment>,
     /// The idle deadline runs.
     waiting: bool,
+}
+
+impl Streaming {
+    /// Everything behind the head.
+    pub(super) fn new(exchange: Exchange, attempt: AttemptGuard) -> Self {
+        Self {
+            exchange,
+            attempt,
+            idle: None,
+            ends: None,
+            waiting: false,
+        }
+    }
 }
 
 impl Body {
@@ -66,35 +80,28 @@ impl Body {
     }
 
     /// Content that is still coming from an endpoint.
-    pub(super) fn upstream(exchange: Exchange, attempt: AttemptGuard, mut cx: Box<RequestCx>) -> Self {
+    pub(super) fn upstream(mut streaming: Box<Streaming>, mut cx: Box<RequestCx>) -> Self {
         let route = cx.view.snapshot.routes.get(cx.route_index());
-        let idle = route.and_then(|route| route.idle_timeout);
-        let ends = route
+        streaming.idle = route.and_then(|route| route.idle_timeout);
+        streaming.ends = route
             .and_then(|route| route.max_duration)
             .map(|most| cx.started.plus(most));
         cx.phase = Phase::Body;
         cx.timer.clear();
-        if exchange.is_end_stream() {
-            let mut exchange = exchange;
-            exchange.finish();
-            attempt.succeed();
+        if streaming.exchange.is_end_stream() {
+            streaming.exchange.finish();
+            streaming.attempt.succeed();
             cx.complete();
             return Self {
                 kind: Kind::Done,
                 cx: Some(cx),
             };
         }
-        if let Some(ends) = ends {
+        if let Some(ends) = streaming.ends {
             cx.timer.set(ends);
         }
         Self {
-            kind: Kind::Upstream(Box::new(Streaming {
-                exchange,
-                attempt,
-                idle,
-                ends,
-                waiting: false,
-            })),
+            kind: Kind::Upstream(streaming),
             cx: Some(cx),
         }
     }

@@ -56,6 +56,8 @@ pub(crate) struct RequestCx {
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reason: Option<Reason>,
+    /// How a refusal is to be written, where the fields that say so are no longer the client's.
+    pub(super) format: Option<Format>,
     /// The most that an endpoint can have seen of the request.
     exposure: Exposure,
     pub(super) phase: Phase,
@@ -116,6 +118,7 @@ impl RequestCx {
             status: 0,
             grpc_status: None,
             reason: None,
+            format: None,
             exposure: Exposure::Nothing,
             phase: Phase::Request,
             detail: None,
@@ -146,6 +149,11 @@ impl RequestCx {
         if let Some(route) = self.view.snapshot.routes.get(index as usize) {
             route.metrics.request_started(self.worker.id);
         }
+    }
+
+    /// The identity in the client's certificate.
+    pub(super) fn tls_peer(&self) -> Option<&str> {
+        self.peer.tls.as_ref()?.peer_names.first().map(|name| &**name)
     }
 
     /// The request ends here, for this reason.
@@ -247,7 +255,6 @@ impl RequestCx {
         let route = self.route(&self.view);
         let terminated_by = self.reason.map_or(TerminatedBy::None, Reason::fault);
         let time = u64::try_from(self.worker.since_epoch(self.started).as_micros()).unwrap_or(0);
-        let tls_peer = self.peer.tls.as_ref().and_then(|tls| tls.peer_names.first());
         let values = Values {
             client_ip: self.client_ip,
             host: self.host.as_deref().unwrap_or(""),
@@ -256,7 +263,7 @@ impl RequestCx {
             route: route.map_or("", |route| &route.name),
             cluster: cluster.map_or("", |cluster| &cluster.name),
             endpoint: endpoint.map_or("", |endpoint| &endpoint.label),
-            tls_peer: tls_peer.map_or("", |name| name),
+            tls_peer: self.tls_peer().unwrap_or(""),
         };
         let wanted = &self.view.snapshot.access_fields;
         let rendered: Vec<String> = wanted

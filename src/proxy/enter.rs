@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bellwether_core::{Phase, Reason};
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Version, header, request};
 use http_body::Body as _;
 
 use super::View;
@@ -20,7 +21,6 @@ use crate::wire::RequestBody;
 /// A request that has passed the first step.
 #[derive(Debug)]
 pub(super) struct Entered {
-    pub(super) headers: HeaderMap,
     /// The authority, as it came.
     pub(super) host: String,
     /// The normalised path, where it differs from the one that came.
@@ -54,12 +54,7 @@ impl Entered {
         }
     }
 
-    pub(super) fn values<'a>(
-        &'a self,
-        cx: &'a RequestCx,
-        route: &'a str,
-        tls_peer: Option<&'a str>,
-    ) -> Values<'a> {
+    pub(super) fn values<'a>(&'a self, cx: &'a RequestCx, route: &'a str) -> Values<'a> {
         Values {
             client_ip: cx.client_ip,
             host: &self.host,
@@ -68,7 +63,7 @@ impl Entered {
             route,
             cluster: "",
             endpoint: "",
-            tls_peer: tls_peer.unwrap_or(""),
+            tls_peer: cx.tls_peer().unwrap_or(""),
         }
     }
 
@@ -84,9 +79,9 @@ impl Entered {
 
     pub(super) fn key_source<'a>(
         &'a self,
-        cx: &RequestCx,
+        cx: &'a RequestCx,
         route: &'a Arc<Route>,
-        tls_peer: Option<&'a str>,
+        headers: &'a HeaderMap,
     ) -> KeySource<'a> {
         KeySource {
             client_ip: cx.client_ip,
@@ -94,8 +89,8 @@ impl Entered {
             path: self.path(),
             query: self.query(),
             route: &route.name,
-            tls_peer,
-            headers: &self.headers,
+            tls_peer: cx.tls_peer(),
+            headers,
         }
     }
 }
@@ -105,25 +100,34 @@ fn target_path(uri: &http::Uri) -> &str {
     if path.is_empty() { "/" } else { path }
 }
 
-/// Checks a request and finds its route.
+/// Checks a request and finds its route. Its fields stay in `parts`; what ends here is removed from them.
 pub(super) fn enter(
     view: &View,
     cx: &mut RequestCx,
-    request: Request<RequestBody>,
+    parts: &mut request::Parts,
+    body: RequestBody,
 ) -> Result<Entered, Reason> {
-    let (parts, body) = request.into_parts();
-    let (uri, version, mut headers) = (parts.uri, parts.version, parts.headers);
+    let (uri, version, headers) = (std::mem::take(&mut parts.uri), parts.version, &mut parts.headers);
     let extended = parts
         .extensions
         .get::<h2::ext::Protocol>()
         .map(|protocol| protocol.as_str().to_owned());
     if version == Version::HTTP_2 {
-        hygiene::trim_values(&mut headers);
-        hygiene::join_cookies(&mut headers);
+        hygiene::trim_values(headers);
+        hygiene::join_cookies(headers);
     }
-    let host = match hygiene::authority(uri.authority(), &headers, version) {
-        Ok(host) => host.to_owned(),
-        Err(error) => return Err(bad_request(cx, &error)),
+    let host = match version {
+        Version::HTTP_2 => match hygiene::authority(uri.authority(), headers, version) {
+            Ok(host) => host.to_owned(),
+            Err(error) => return Err(bad_request(cx, &error)),
+        },
+        // The parser has refused what names no host, two, or none that is one; a request of HTTP/1.0 may name none.
+        _ => uri
+            .authority()
+            .map(Authority::as_str)
+            .or_else(|| headers.get(header::HOST)?.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
     };
     if !view.snapshot.access_fields.is_empty() {
         cx.host = Some(host.as_str().into());
@@ -144,7 +148,7 @@ pub(super) fn enter(
     };
     let upgrade = match &extended {
         Some(protocol) => Some(HeaderValue::from_str(protocol).or(Err(Reason::ClientProtocol))?),
-        None => hygiene::upgrade_asked(&cx.method, version, &headers),
+        None => hygiene::upgrade_asked(&cx.method, version, headers),
     };
     let view_path = path.as_deref().unwrap_or_else(|| target_path(&uri));
     let request_view = RequestView {
@@ -157,7 +161,7 @@ pub(super) fn enter(
         } else {
             &cx.method
         },
-        headers: &headers,
+        headers,
         client_ip: cx.client_ip,
     };
     cx.phase = Phase::Route;
@@ -170,8 +174,8 @@ pub(super) fn enter(
         return Err(Reason::NoRoute);
     };
     cx.enter_route(*index);
-    cx.trace = trace::take(&mut headers);
-    hygiene::clean_request(&mut headers, view.hop.trust());
+    cx.trace = trace::take(headers);
+    hygiene::clean_request(headers, view.hop.trust());
     if let (Some(limit), Some(length)) = (view.listener.max_body, body.size_hint().exact())
         && length > limit
     {
@@ -191,7 +195,6 @@ pub(super) fn enter(
         );
     }
     Ok(Entered {
-        headers,
         host,
         path,
         uri,

@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::{Dice, Moment, Phase, Reason};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header, request};
 
 pub use body::Body;
 use cx::RequestCx;
@@ -43,7 +43,7 @@ use crate::net::PeerInfo;
 use crate::snapshot::cell::{Reader, World};
 use crate::snapshot::{Action, Listener, Snapshot};
 use crate::telemetry::{AccessWriter, ProcessMetrics, WorkerId};
-use crate::wire::{Early, Inbound, Refusal, Reply, Service, Toolbox};
+use crate::wire::{Early, Inbound, Refusal, Reply, RequestBody, Service, Toolbox};
 
 /// What one worker's requests share. Made by `app`, once per worker.
 #[derive(Debug)]
@@ -95,7 +95,6 @@ pub struct Frontend {
     worker: Rc<Worker>,
     peer: Rc<PeerInfo>,
     client: IpAddr,
-    tls_peer: Option<Arc<str>>,
     view: RefCell<Rc<View>>,
 }
 
@@ -105,13 +104,11 @@ impl Frontend {
         let client = peer
             .client()
             .map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
-        let tls_peer = peer.tls.as_ref().and_then(|tls| tls.peer_names.first().cloned());
         let view = View::new(source, listener, &peer, client);
         Self {
             worker,
             peer: Rc::new(peer),
             client,
-            tls_peer,
             view: RefCell::new(Rc::new(view)),
         }
     }
@@ -136,27 +133,28 @@ impl Frontend {
     async fn answer(
         view: &View,
         cx: &mut RequestCx,
-        inbound: Inbound,
-        tls_peer: Option<&str>,
+        parts: &mut request::Parts,
+        body: RequestBody,
+        early: &Early,
     ) -> Result<Answered, Reason> {
-        let Inbound { request, early, .. } = inbound;
-        let entered = enter::enter(view, cx, request)?;
+        let entered = enter::enter(view, cx, parts, body)?;
+        let headers = &mut parts.headers;
         cx.phase = Phase::Route;
         let route = cx.route(view).ok_or(Reason::NoRoute)?;
         cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
         match &route.action {
             Action::Direct(direct) => {
-                let response = direct.response(&entered.headers, &entered.values(cx, &route.name, tls_peer));
+                let response = direct.response(headers, &entered.values(cx, &route.name));
                 Ok(Answered::Local(response))
             }
             Action::Redirect(redirect) => {
-                let values = entered.values(cx, &route.name, tls_peer);
+                let values = entered.values(cx, &route.name);
                 match redirect.response(&entered.asked(view, route), &values) {
                     Some(response) => Ok(Answered::Local(response)),
                     None => Err(enter::bad_request(cx, &BadAuthority::Missing)),
                 }
             }
-            Action::Forward(target) => attempts::attempts(view, cx, route, target, entered, &early, tls_peer)
+            Action::Forward(target) => attempts::attempts(view, cx, route, target, &entered, headers, early)
                 .await
                 .map(Answered::Forwarded),
         }
@@ -203,15 +201,16 @@ impl Service for Frontend {
             self.client,
             &inbound,
         ));
-        let tls_peer = self.tls_peer.clone();
+        let Inbound { request, early, .. } = inbound;
+        let (mut parts, body) = request.into_parts();
         async move {
-            let format = reply::format(inbound.request.headers());
-            let outcome = Self::answer(&view, &mut cx, inbound, tls_peer.as_deref()).await;
+            let outcome = Self::answer(&view, &mut cx, &mut parts, body, &early).await;
             match outcome {
                 Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(cx),
                 Ok(Answered::Local(response)) => local(&view, cx, response),
                 Err(reason) => {
                     cx.end(reason);
+                    let format = cx.format.unwrap_or_else(|| reply::format(&parts.headers));
                     let response = cx.refusal(&view, reason, format);
                     local(&view, cx, response)
                 }
