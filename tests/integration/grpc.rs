@@ -123,7 +123,8 @@ async fn a_call_that_the_client_cancels_is_cancelled_upstream() {
     let (_proxy, client) = in_front_of(&upstream).await;
     let mut caller = client.clone();
     let call = tokio::spawn(async move { caller.one("/test.Echo/Hang", Request::new(say("", 0))).await });
-    eventually("the call arrives", || upstream.calls() == 1).await;
+    // In its method, not only on its way there: a message that was never read is no call.
+    eventually("the call arrives", || upstream.hanging() == 1).await;
     call.abort();
     eventually("the call is cancelled", || upstream.cancelled() == 1).await;
 

@@ -54,6 +54,8 @@ pub(crate) struct GrpcUpstream {
 pub(crate) struct Seen {
     /// Calls that were begun.
     pub(crate) calls: AtomicUsize,
+    /// Calls without end that run in their method, message and all.
+    pub(crate) hanging: AtomicUsize,
     /// Calls that ended because nobody waited for them any more.
     pub(crate) cancelled: AtomicUsize,
 }
@@ -87,6 +89,10 @@ impl GrpcUpstream {
         self.seen.calls.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn hanging(&self) -> usize {
+        self.seen.hanging.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn cancelled(&self) -> usize {
         self.seen.cancelled.load(Ordering::SeqCst)
     }
@@ -98,14 +104,19 @@ impl Drop for GrpcUpstream {
     }
 }
 
-/// Counts a call as cancelled unless it was finished.
-struct Call(Arc<Seen>, bool);
+/// A call without end, which counts as cancelled when it is dropped.
+struct Call(Arc<Seen>);
+
+impl Call {
+    fn hangs(seen: &Arc<Seen>) -> Self {
+        seen.hanging.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(seen))
+    }
+}
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if !self.1 {
-            self.0.cancelled.fetch_add(1, Ordering::SeqCst);
-        }
+        self.0.cancelled.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -117,7 +128,7 @@ async fn serve(request: HttpRequest<Body>, seen: Arc<Seen>) -> HttpResponse<Body
         "/test.Echo/Refuse" => grpc.unary(service_fn(refuse), request).await,
         "/test.Echo/Hang" => {
             let hang = move |_: Request<Say>| {
-                let call = Call(Arc::clone(&seen), false);
+                let call = Call::hangs(&seen);
                 async move {
                     std::future::pending::<()>().await;
                     drop(call);
@@ -129,7 +140,7 @@ async fn serve(request: HttpRequest<Body>, seen: Arc<Seen>) -> HttpResponse<Body
         "/test.Echo/Down" => grpc.server_streaming(service_fn(down), request).await,
         "/test.Echo/Endless" => {
             let endless = move |_: Request<Say>| {
-                let mut call = Some(Call(Arc::clone(&seen), false));
+                let mut call = Some(Call::hangs(&seen));
                 let ticks = tokio_stream::iter(0..3).map(move |number| Ok(say("tick", number)));
                 let never = tokio_stream::pending().map(move |(): ()| {
                     call.take();
