@@ -461,3 +461,49 @@ async fn sessions_are_resumed_on_every_worker_and_over_a_reload() {
     let metrics = proxy.metrics().await;
     assert!(metrics.sum("bellwether_tls_handshakes_total", &[]) >= 36.0);
 }
+
+#[tokio::test]
+async fn renewed_authorities_are_believed_without_a_reload_on_both_sides() {
+    let mut ca = Authority::new("ca");
+    let stranger = Authority::new("stranger");
+    let server = ca.issue("server", &["app.internal"]);
+    let shop = ca.issue("shop", &["shop.example"]);
+    let client = ca.issue("client", &["client.example"]);
+    let address = secure(tls::server(&server, None, &["http/1.1"]));
+    // Both sides begin with an authority that knows nobody here.
+    let folder = tempfile::tempdir().expect("a folder");
+    let (front, back) = (folder.path().join("front.pem"), folder.path().join("back.pem"));
+    for file in [&front, &back] {
+        std::fs::copy(stranger.ca(), file).expect("a writable folder");
+    }
+    let lines = format!(
+        "{}      client_auth: {{ ca: {} }}\n",
+        certificates(&[&shop]),
+        front.display()
+    );
+    let config = listening(&lines, address)
+        + &format!(
+            "{PATIENT}    tls: {{ server_name: app.internal, ca: {} }}\n",
+            back.display()
+        );
+    let proxy = proxy(&config).await;
+    let config = tls::client(ca.ca(), Some(&client), &["http/1.1"]);
+    assert!(get(&proxy, "shop.example", &config).await.is_err());
+    let renew = |file: &std::path::Path| {
+        let fresh = file.with_extension("new");
+        std::fs::copy(ca.ca(), &fresh).expect("a writable folder");
+        std::fs::rename(fresh, file).expect("a writable folder");
+    };
+    renew(&front);
+    eventually_async("clients are known", || async {
+        get(&proxy, "shop.example", &config).await.is_ok()
+    })
+    .await;
+    let refused = get(&proxy, "shop.example", &config).await.expect("an answer");
+    refused.is_refusal(502, "tls_failed");
+    renew(&back);
+    eventually_async("the endpoint is known", || async {
+        matches!(get(&proxy, "shop.example", &config).await, Ok(answer) if answer.status == 200)
+    })
+    .await;
+}
