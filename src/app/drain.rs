@@ -142,7 +142,7 @@ impl Supervisor {
     }
 
     /// Waits until all workers have done what they were told so far.
-    async fn obeyed(&self) {
+    pub(super) async fn obeyed(&self) {
         let waiting: Vec<_> = self
             .workers
             .iter()

@@ -253,6 +253,8 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         watchdog: systemd::watchdog_interval(),
     };
     supervisor.begin(fresh);
+    // Ready means that every worker accepts.
+    supervisor.obeyed().await;
     let snapshot = supervisor.cell.load();
     let listeners = snapshot
         .listeners
