@@ -165,7 +165,7 @@ async fn run(
             tracing::trace!(?ended, "connection");
             match ended {
                 http2::server::Ended::ResetFlood => return Err(ConnectionRejection::Flood),
-                http2::server::Ended::HandshakeTimeout => return Err(ConnectionRejection::Timeout),
+                http2::server::Ended::HeadTimeout => return Err(ConnectionRejection::Timeout),
                 http2::server::Ended::Cleanly | http2::server::Ended::Failed(_) => {}
             }
         }

@@ -8,6 +8,7 @@
 
 pub mod http1;
 pub mod http2;
+mod pace;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tunnel;

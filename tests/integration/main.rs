@@ -19,6 +19,7 @@
 mod balancing;
 mod commands;
 mod discovery;
+mod floods;
 mod grpc;
 mod h1;
 mod h2;

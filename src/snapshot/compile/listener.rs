@@ -140,7 +140,7 @@ fn http2_settings(listener: &written::Listener) -> http2::server::Settings {
         max_streams: limits.max_concurrent_streams.value,
         header_list: u32::try_from(limits.max_header_size.0).unwrap_or(u32::MAX),
         headers: limits.max_headers.value as usize,
-        handshake: timeouts.headers.value,
+        head: timeouts.headers.value,
         body_idle: timeouts.body_idle.value,
         keep_alive: timeouts.keep_alive.value,
         max_age: timeouts.max_connection_age.value,

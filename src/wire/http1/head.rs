@@ -231,6 +231,13 @@ pub fn has_begun(buf: &[u8]) -> bool {
     !matches!(buf, [] | b"\r" | b"\r\n")
 }
 
+/// Whether a request begins with HEAD, whatever follows: the answer to it carries no content (RFC 9110 §9.3.2), also
+/// when it is refused.
+#[must_use]
+pub fn is_to_head(buf: &[u8]) -> bool {
+    buf.strip_prefix(b"\r\n").unwrap_or(buf).starts_with(b"HEAD ")
+}
+
 /// Takes one request head off the front of `buf`; `None` when more bytes are needed.
 ///
 /// `scanned` is the parser's memory of an incomplete head: 0 before the first call, handed back unchanged with each

@@ -27,6 +27,7 @@ use super::head::{self, Framing, RequestHead};
 use super::{Decoder, HEAD_READ, Output, encode, poll_fill};
 use crate::net::Io;
 use crate::net::wheel::Timer;
+use crate::wire::pace::Pace;
 use crate::wire::{
     BodyError, Drain, DrainMember, Early, Inbound, Refusal, Reply, RequestBody as AnyBody, Service, Toolbox,
     Tunnel,
@@ -49,9 +50,6 @@ pub struct Settings {
     pub max_requests: Option<u32>,
 }
 
-/// A body slower than this many bytes per second, once [`RATE_AFTER`] has passed, is an attack or a dead link.
-const MIN_RATE: u64 = 240;
-const RATE_AFTER: Duration = Duration::from_secs(5);
 /// How long an idle connection keeps its buffers.
 const SHRINK_AFTER: Duration = Duration::from_millis(500);
 /// Unread request bytes that are swallowed to keep a connection, or to let the client read our last answer.
@@ -95,9 +93,7 @@ pub async fn serve<S: Service>(
                 buffer: BytesMut::new(),
                 scanned: 0,
                 decoder: Decoder::Done,
-                received: 0,
-                waited: Duration::ZERO,
-                waiting_since: Moment::ZERO,
+                pace: Pace::default(),
                 failed: false,
             }),
             output: RefCell::new(Output::default()),
@@ -148,11 +144,8 @@ struct Input {
     buffer: BytesMut,
     scanned: usize,
     decoder: Decoder,
-    /// Body bytes of the present request, for the minimum rate.
-    received: u64,
-    /// Time spent waiting for them. Time in which nobody wanted any is not the client's.
-    waited: Duration,
-    waiting_since: Moment,
+    /// How fast the content of the present request comes.
+    pace: Pace,
     /// The body could not be read; nothing that follows can be trusted to be a request.
     failed: bool,
 }
@@ -175,7 +168,8 @@ enum Wait {
 enum Next {
     Request(Box<RequestHead>, u64),
     Close,
-    Bad(Refusal),
+    /// And whether the method is known to be HEAD.
+    Bad(Refusal, bool),
     Failed(io::Error),
     Gone,
 }
@@ -188,7 +182,7 @@ impl Connection {
                 Next::Close => return Ended::Cleanly,
                 Next::Failed(error) => return gone(error),
                 Next::Gone => return Ended::ClientGone,
-                Next::Bad(refusal) => return self.refuse(&*service, refusal).await,
+                Next::Bad(refusal, head_only) => return self.refuse(&*service, refusal, head_only).await,
             };
             self.requests += 1;
             let exchange = self.exchange(*head, head_bytes);
@@ -233,6 +227,7 @@ impl Connection {
             loop {
                 if !input.buffer.is_empty() {
                     let before = input.buffer.len();
+                    let head_only = head::is_to_head(&input.buffer);
                     match head::parse_request(&mut input.buffer, &self.settings.limits, &mut input.scanned) {
                         Ok(Some(head)) => {
                             input.scanned = 0;
@@ -240,7 +235,7 @@ impl Connection {
                             return Poll::Ready(Next::Request(Box::new(head), bytes));
                         }
                         Ok(None) => {}
-                        Err(error) => return Poll::Ready(Next::Bad(Refusal::Head(error))),
+                        Err(error) => return Poll::Ready(Next::Bad(Refusal::Head(error), head_only)),
                     }
                 }
                 let begun = head::has_begun(&input.buffer);
@@ -277,7 +272,10 @@ impl Connection {
                 }
                 if shared.timer.poll_expired(cx).is_ready() {
                     match wait {
-                        Wait::Head => return Poll::Ready(Next::Bad(Refusal::HeadTimeout)),
+                        Wait::Head => {
+                            let head_only = head::is_to_head(&input.buffer);
+                            return Poll::Ready(Next::Bad(Refusal::HeadTimeout, head_only));
+                        }
                         Wait::Awake => {
                             wait = Wait::Asleep;
                             shared.output.borrow_mut().shrink(0);
@@ -310,8 +308,7 @@ impl Connection {
         let shared = &self.shared;
         let mut input = shared.input.borrow_mut();
         input.decoder = Decoder::new(head.framing);
-        input.received = 0;
-        input.waited = Duration::ZERO;
+        input.pace = Pace::default();
         input.failed = false;
         let has_body = !input.decoder.is_done();
         drop(input);
@@ -585,7 +582,7 @@ impl Connection {
         .await
     }
 
-    async fn refuse<S: Service>(&self, service: &S, refusal: Refusal) -> Ended {
+    async fn refuse<S: Service>(&self, service: &S, refusal: Refusal, head_only: bool) -> Ended {
         let (head, content) = service.refuse(refusal).into_parts();
         let now = self.tools.wheel.now();
         {
@@ -599,7 +596,9 @@ impl Connection {
                 encode::Connection::Close,
                 Some(&self.tools.date.get(now)),
             );
-            output.flat.extend_from_slice(&content);
+            if !head_only {
+                output.flat.extend_from_slice(&content);
+            }
         }
         self.shared.timer.set(now.plus(LINGER));
         let sent = poll_fn(|cx| {
@@ -790,27 +789,15 @@ impl RequestBody {
                 let Some(idle) = shared.body_idle else {
                     return Poll::Pending;
                 };
-                // The timer is armed by the first wait and cleared by the next frame.
-                if !shared.timer.is_armed() {
-                    input.waiting_since = shared.timer.wheel().now();
-                    shared.timer.set(input.waiting_since.plus(idle));
-                }
-                if shared.timer.poll_expired(cx).is_pending() {
-                    return Poll::Pending;
-                }
+                ready!(input.pace.poll_wait(cx, &shared.timer, idle));
                 Some(Err(BodyError::Stalled))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                input.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if shared.timer.is_armed() {
-                    shared.timer.clear();
-                    input.waited += shared.timer.wheel().now().since(input.waiting_since);
-                    if input.waited > RATE_AFTER && input.received < MIN_RATE * input.waited.as_secs() {
-                        input.failed = true;
-                        return Poll::Ready(Some(Err(BodyError::Stalled)));
-                    }
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                if !input.pace.is_too_slow(&shared.timer, bytes) {
+                    return Poll::Ready(Some(Ok(frame)));
                 }
-                return Poll::Ready(Some(Ok(frame)));
+                Some(Err(BodyError::Stalled))
             }
             Poll::Ready(other) => other,
         };

@@ -171,6 +171,41 @@ fn a_malformed_head_is_answered_and_what_follows_is_swallowed() {
 }
 
 #[test]
+fn a_refused_answer_to_head_has_no_content() {
+    run(|tools| async move {
+        // RFC 9110 §9.3.2, as far as the method is known: whatever is wrong behind it.
+        for (request, status, content) in [
+            ("HEAD / HTTP/1.1\r\nhost : x\r\n\r\n", "400", false),
+            ("HEAD / HTTP/1.1\r\n\r\n", "400", false),
+            ("\r\nHEAD / HTTP/1.1\r\n\r\n", "400", false),
+            ("HEAD  / HTTP/1.1\r\nhost: x\r\n\r\n", "400", false),
+            (
+                "HEAD / HTTP/1.1\r\nhost: x\r\ncontent-length: a\r\n\r\n",
+                "400",
+                false,
+            ),
+            ("HEAD / HT", "408", false),
+            ("GET / HTTP/1.1\r\n\r\n", "400", true),
+            ("HEADER / HTTP/1.1\r\n\r\n", "400", true),
+            ("HEAD", "408", true),
+        ] {
+            let mut served = serve(&tools, &echo());
+            served.raw.send(request).await;
+            let (answer, _) = served.raw.receive_for(secs(6)).await;
+            assert_eq!(statuses(&answer), [status], "{request:?}");
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert_eq!(!body.is_empty(), content, "{request:?}: {answer}");
+            assert!(head.contains("connection: close"));
+            assert!(!head.contains("content-length: 0"), "{head}");
+        }
+        // One that is sound does not speak for the next one.
+        let mut served = serve(&tools, &echo());
+        let head = "HEAD / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        assert!(served.raw.ask(head).await.ends_with("missing_host"));
+    });
+}
+
+#[test]
 fn unread_content_is_swallowed_if_it_is_little_also_when_it_comes_later() {
     run(|tools| async move {
         let mut served = serve(&tools, &refusing());

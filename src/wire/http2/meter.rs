@@ -4,7 +4,7 @@
 //! Each is small and legal, and a stream of nothing else keeps a core busy without a single request. So they are paid
 //! for: from a credit to begin with, from what requests and content earn, and from time. Only a connection whose
 //! credit is gone reads the clock. The walk over frame headers (RFC 9113 §4.1) looks at nine bytes per frame and skips
-//! the rest.
+//! the rest; on its way it learns whether a head has begun that is not complete, for which there is a deadline.
 
 use std::cell::Cell;
 use std::io;
@@ -31,6 +31,9 @@ const BYTES_PER_FRAME: u64 = 256;
 /// What stands before the first frame.
 const PREFACE: u64 = 24;
 const HEADER: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 
 /// What a connection may still send for nothing.
 #[derive(Debug)]
@@ -41,6 +44,9 @@ pub(super) struct Meter {
     rest: Cell<u64>,
     refilled: Cell<Moment>,
     exhausted: Cell<bool>,
+    /// Heads that have begun; wraps.
+    heads: Cell<u32>,
+    in_head: Cell<bool>,
 }
 
 impl Meter {
@@ -51,12 +57,19 @@ impl Meter {
             credit: Cell::new(CREDIT),
             rest: Cell::new(0),
             exhausted: Cell::new(false),
+            heads: Cell::new(0),
+            in_head: Cell::new(false),
         }
     }
 
     /// Whether more came than may.
     pub(super) fn exhausted(&self) -> bool {
         self.exhausted.get()
+    }
+
+    /// Which head has begun and is not complete. Until it is, nothing else can be read (RFC 9113 §4.3).
+    pub(super) fn unfinished_head(&self) -> Option<u32> {
+        self.in_head.get().then(|| self.heads.get())
     }
 
     pub(super) fn earn(&self, frames: u64) {
@@ -93,6 +106,8 @@ pub(super) struct Metered {
     skip: u64,
     header: [u8; HEADER],
     filled: usize,
+    /// The head is complete with the bytes that are skipped.
+    ends_head: bool,
 }
 
 impl Metered {
@@ -103,6 +118,14 @@ impl Metered {
             skip: PREFACE,
             header: [0; HEADER],
             filled: 0,
+            ends_head: false,
+        }
+    }
+
+    fn skip(&mut self, count: u64) {
+        self.skip -= count;
+        if self.skip == 0 && std::mem::take(&mut self.ends_head) {
+            self.meter.in_head.set(false);
         }
     }
 
@@ -111,7 +134,7 @@ impl Metered {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let count = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= count as u64;
+                self.skip(count as u64);
                 bytes = &bytes[count..];
                 continue;
             }
@@ -121,7 +144,7 @@ impl Metered {
             bytes = &bytes[count..];
             if self.filled == HEADER {
                 self.filled = 0;
-                let [high, middle, low, kind, ..] = self.header;
+                let [high, middle, low, kind, flags, ..] = self.header;
                 let length = u64::from(u32::from_be_bytes([0, high, middle, low]));
                 self.skip = length;
                 match (kind, length) {
@@ -132,8 +155,13 @@ impl Metered {
                         self.meter.carried(length);
                     }
                     // Requests earn when they are accepted.
-                    (1, _) => {}
+                    (HEADERS, _) => self.meter.heads.set(self.meter.heads.get().wrapping_add(1)),
                     _ => self.meter.spend(),
+                }
+                if matches!(kind, HEADERS | CONTINUATION) {
+                    self.meter.in_head.set(true);
+                    self.ends_head = flags & END_HEADERS != 0;
+                    self.skip(0);
                 }
             }
         }

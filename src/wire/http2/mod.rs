@@ -23,6 +23,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::BodyError;
 use super::http1::head::declared_length;
+use super::pace::Pace;
 use crate::net::wheel::Timer;
 
 /// The content of a message received on a stream.
@@ -33,20 +34,36 @@ pub struct RecvBody {
     unreleased: usize,
     left: Option<u64>,
     data_done: bool,
-    idle: Option<(Timer, Duration)>,
+    watch: Option<Box<Watch>>,
     /// Whom to tell that the content is wanted, once it is (RFC 9110 §10.1.1).
     owed: Option<server::Interim>,
 }
 
+/// What a client's content is held against.
+#[derive(Debug)]
+struct Watch {
+    timer: Timer,
+    idle: Duration,
+    pace: Pace,
+}
+
 impl RecvBody {
-    /// Reads from `stream`; `headers` may announce the length. With `idle`, a silent peer fails the body.
+    /// Reads from `stream`; `headers` may announce the length. With a timer and a time, a peer that is silent for so long
+    /// or too slow fails the body.
     fn new(stream: RecvStream, headers: &HeaderMap, idle: Option<(Timer, Duration)>) -> Self {
+        let watch = idle.map(|(timer, idle)| {
+            Box::new(Watch {
+                timer,
+                idle,
+                pace: Pace::default(),
+            })
+        });
         Self {
             stream,
             unreleased: 0,
             left: declared_length(headers),
             data_done: false,
-            idle,
+            watch,
             owed: None,
         }
     }
@@ -70,8 +87,10 @@ impl RecvBody {
                     if let Some(left) = self.left.as_mut() {
                         *left = left.saturating_sub(data.len() as u64);
                     }
-                    if let Some((timer, _)) = &self.idle {
-                        timer.clear();
+                    if let Some(watch) = &mut self.watch
+                        && watch.pace.is_too_slow(&watch.timer, data.len())
+                    {
+                        return Poll::Ready(Some(Err(BodyError::Stalled)));
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -101,15 +120,11 @@ impl RecvBody {
         if let Some(interim) = self.owed.take() {
             interim.send(StatusCode::CONTINUE, &HeaderMap::new());
         }
-        if let Some((timer, idle)) = &self.idle {
-            if !timer.is_armed() {
-                timer.set(timer.wheel().now().plus(*idle));
-            }
-            if timer.poll_expired(cx).is_ready() {
-                return Poll::Ready(Some(Err(BodyError::Stalled)));
-            }
-        }
-        Poll::Pending
+        let Some(watch) = &mut self.watch else {
+            return Poll::Pending;
+        };
+        let waited = watch.pace.poll_wait(cx, &watch.timer, watch.idle);
+        waited.map(|()| Some(Err(BodyError::Stalled)))
     }
 
     fn release(&mut self) {

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bellwether_core::{Dice, Moment};
@@ -35,8 +35,8 @@ pub struct Settings {
     pub header_list: u32,
     /// Number of fields of a head.
     pub headers: usize,
-    /// The preface must be complete by then.
-    pub handshake: Duration,
+    /// What the preface may take, and each head from its first byte to its last.
+    pub head: Duration,
     /// Between two frames of a body that is wanted.
     pub body_idle: Option<Duration>,
     /// A connection without streams.
@@ -68,8 +68,8 @@ const GOAWAY_GRACE: Duration = Duration::from_secs(2);
 pub enum Ended {
     /// In good order.
     Cleanly,
-    /// The preface did not come in time.
-    HandshakeTimeout,
+    /// The preface or a head did not come in time.
+    HeadTimeout,
     /// Too many streams were opened only to be reset.
     ResetFlood,
     /// The connection broke the protocol or was cut.
@@ -121,7 +121,7 @@ pub async fn serve<S: Service>(
     let wheel = tools.wheel.clone();
     let timer = wheel.timer();
     let now = wheel.now();
-    timer.set(now.plus(settings.handshake));
+    timer.set(now.plus(settings.head));
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(settings.max_streams)
@@ -144,7 +144,7 @@ pub async fn serve<S: Service>(
     })
     .await;
     let mut connection = match connection {
-        None => return Ended::HandshakeTimeout,
+        None => return Ended::HeadTimeout,
         Some(Err(error)) => return Ended::Failed(error),
         Some(Ok(connection)) => connection,
     };
@@ -166,6 +166,7 @@ pub async fn serve<S: Service>(
     let member = drain.join();
     let mut requests = 0_u32;
     let mut course = Course::Serving;
+    let mut late = Late::default();
     let mut window_ends = now.plus(RESET_WINDOW);
     timer.set(old_at.map_or(now.plus(keep_alive), |old| old.min(now.plus(keep_alive))));
     poll_fn(move |cx| {
@@ -209,10 +210,7 @@ pub async fn serve<S: Service>(
                         Ended::Failed(error)
                     });
                 }
-                Poll::Ready(None) if matches!(course, Course::Thrown) => {
-                    return Poll::Ready(Ended::ResetFlood);
-                }
-                Poll::Ready(None) => return Poll::Ready(Ended::Cleanly),
+                Poll::Ready(None) => return Poll::Ready(course.ended()),
                 Poll::Pending => {}
             }
             let known = shared
@@ -224,9 +222,10 @@ pub async fn serve<S: Service>(
                 shared.waker.replace(Some(cx.waker().clone()));
             }
             let flooded = shared.flooded.get() || meter.exhausted();
-            if flooded && !matches!(course, Course::Thrown) {
+            let slow = late.is_late(cx, &meter, &shared);
+            if (flooded || slow) && !matches!(course, Course::Thrown { .. }) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                course = Course::Thrown;
+                course = Course::Thrown { slow };
                 timer.set(shared.tools.wheel.now().plus(GOAWAY_GRACE));
                 continue;
             }
@@ -240,7 +239,7 @@ pub async fn serve<S: Service>(
                 let idle = shared.active.get() == 0;
                 match course {
                     // It did not even take the GOAWAY.
-                    Course::Thrown => return Poll::Ready(Ended::ResetFlood),
+                    Course::Thrown { .. } => return Poll::Ready(course.ended()),
                     Course::Leaving { .. } if idle && now >= idle_since.plus(GOAWAY_GRACE) => {
                         return Poll::Ready(Ended::Cleanly);
                     }
@@ -264,6 +263,30 @@ pub async fn serve<S: Service>(
     .await
 }
 
+/// The deadline of a head of which something is missing. None is set for one that arrives in one read.
+#[derive(Default)]
+struct Late {
+    awaited: Option<(u32, Timer)>,
+}
+
+impl Late {
+    fn is_late(&mut self, cx: &mut Context<'_>, meter: &Meter, shared: &Shared) -> bool {
+        let Some(head) = meter.unfinished_head() else {
+            self.awaited = None;
+            return false;
+        };
+        let wheel = &shared.tools.wheel;
+        let (awaited, timer) = self
+            .awaited
+            .get_or_insert_with(|| (head.wrapping_sub(1), wheel.timer()));
+        if *awaited != head {
+            *awaited = head;
+            timer.set(wheel.now().plus(shared.settings.head));
+        }
+        timer.poll_expired(cx).is_ready()
+    }
+}
+
 /// How far a connection is from its end.
 #[derive(Debug, Clone, Copy)]
 enum Course {
@@ -271,11 +294,20 @@ enum Course {
     Serving,
     /// GOAWAY is out; new streams are taken until then, for those that crossed it.
     Leaving { until: Moment },
-    /// Ended for a flood.
-    Thrown,
+    /// Ended for a flood, or for a head that did not come in time.
+    Thrown { slow: bool },
 }
 
 impl Course {
+    /// What a connection that ends now was ended by.
+    fn ended(self) -> Ended {
+        match self {
+            Self::Serving | Self::Leaving { .. } => Ended::Cleanly,
+            Self::Thrown { slow: true } => Ended::HeadTimeout,
+            Self::Thrown { slow: false } => Ended::ResetFlood,
+        }
+    }
+
     /// Sends GOAWAY and looks from time to time whether the client has understood.
     fn leave(connection: &mut h2::server::Connection<Metered, Bytes>, now: Moment, timer: &Timer) -> Self {
         connection.graceful_shutdown();
@@ -317,7 +349,8 @@ impl<S: Service> Stream<S> {
                 tunnel: None,
                 idle: None,
             };
-            self.answer(&respond, reply, None, false).await;
+            self.answer(&respond, reply, None, parts.method == Method::HEAD)
+                .await;
             return;
         }
         let extended = parts.extensions.get::<h2::ext::Protocol>().is_some();

@@ -25,7 +25,7 @@ fn settings() -> Settings {
         max_streams: 100,
         header_list: 64 * 1024,
         headers: 100,
-        handshake: secs(5),
+        head: secs(5),
         body_idle: Some(secs(30)),
         keep_alive: secs(60),
         max_age: None,
@@ -334,6 +334,76 @@ fn a_connection_that_is_used_now_and_then_is_kept_and_an_idle_one_is_not() {
     });
 }
 
+/// Answers 408 to what stalls, and else the number of bytes.
+fn measuring() -> Rc<impl Service> {
+    service(|inbound: Inbound| async move {
+        match collect(&mut inbound.request.into_body()).await {
+            Ok(content) => text(200, content.len().to_string()),
+            Err(BodyError::Stalled) => text(408, "stalled"),
+            Err(error) => text(400, error.to_string()),
+        }
+    })
+}
+
+#[test]
+fn a_trickle_is_cut_off_and_a_slow_service_not_held_against_its_client() {
+    run(|tools| async move {
+        let upload = |content: &'static [u8]| {
+            let tools = tools.clone();
+            async move {
+                let served = serve(&tools, &measuring());
+                let connection = client::handshake(served.raw.io).await.unwrap();
+                // Well within the idle time, and yet not content.
+                let wait = Duration::from_millis(900);
+                let steps = (0..60).flat_map(|_| [Step::Wait(wait), Step::Data(content.into())]);
+                let body = Script::new(&tools, steps).boxed();
+                ask(&connection, Method::POST, body).await.unwrap().0.as_u16()
+            }
+        };
+        assert_eq!(upload(b"a").await, 408);
+        assert_eq!(upload(b"").await, 408);
+        assert_eq!(upload(&[b'a'; 300]).await, 200);
+
+        // The client has sent all it can; the service takes its time between two reads.
+        let lazy = service(|inbound: Inbound| async move {
+            let mut body = inbound.request.into_body();
+            let mut count = 0;
+            loop {
+                sleep(secs(20)).await;
+                match poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await {
+                    Some(Ok(frame)) => count += frame.data_ref().map_or(0, Bytes::len),
+                    Some(Err(error)) => return text(500, error.to_string()),
+                    None => return text(200, count.to_string()),
+                }
+            }
+        });
+        let served = serve(&tools, &lazy);
+        let connection = client::handshake(served.raw.io).await.unwrap();
+        let steps = (0..10).map(|_| Step::Data("abc".into()));
+        let body = Script::new(&tools, steps).boxed();
+        let (status, _, content) = ask(&connection, Method::POST, body).await.unwrap();
+        assert_eq!((status.as_u16(), &content[..]), (200, &b"30"[..]));
+    });
+}
+
+#[test]
+fn a_refused_answer_to_head_has_no_content() {
+    run(|tools| async move {
+        let served = serve(&tools, &echo());
+        let connection = client::handshake(served.raw.io).await.unwrap();
+        for (method, content) in [(Method::HEAD, &b""[..]), (Method::GET, b"too_many_headers")] {
+            let mut request = get(method, "/");
+            for number in 0..101 {
+                let name = http::HeaderName::try_from(format!("x-{number}")).unwrap();
+                request.headers_mut().insert(name, HeaderValue::from_static("1"));
+            }
+            let mut exchange = Exchange::start(&connection, request, empty(), false).unwrap();
+            assert_eq!(last(&mut exchange).await.unwrap().status().as_u16(), 431);
+            assert_eq!(collect(&mut Content(&mut exchange)).await.unwrap(), content);
+        }
+    });
+}
+
 // By hand.
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -478,6 +548,47 @@ fn frames_that_ask_for_nothing_are_bounded() {
             .await;
         let (_, sent) = attack(served, |_| frame(9, 0, 1, &[])).await;
         assert!(sent < 10_000, "{sent}");
+    });
+}
+
+#[test]
+fn a_head_that_drips_is_given_up_and_heads_in_pieces_are_not() {
+    run(|tools| async move {
+        // Of a frame that is announced, of one that has to be followed by another, and of such followers.
+        let long = frame(1, 5, 1, &[0x82; 50]);
+        let begun = frame(1, 1, 1, &[0x82, 0x86, 0x84]);
+        for (first, then) in [
+            (&long[..9], &long[9..]),
+            (&begun[..], &[][..]),
+            (&begun[..], &frame(9, 0, 1, &[])[..]),
+        ] {
+            let mut served = serve(&tools, &echo());
+            hello(&mut served).await;
+            served.raw.send(first).await;
+            for at in 0..20 {
+                sleep(Duration::from_millis(400)).await;
+                let piece = then.get(at..=at).unwrap_or_default();
+                if served.raw.io.write_all(piece).await.is_err() {
+                    break;
+                }
+            }
+            let ended = tokio::time::timeout(secs(1), served.ended).await;
+            assert!(matches!(ended.unwrap().unwrap(), Ended::HeadTimeout));
+        }
+
+        // Another head has begun whenever somebody looks; each of them is complete in time.
+        let calls = Rc::new(Cell::new(0));
+        let mut served = serve(&tools, &counting(&calls));
+        hello(&mut served).await;
+        let all: Vec<u8> = (0..50).flat_map(|at| headers(2 * at + 1, 1)).collect();
+        served.raw.send(&all[..12]).await;
+        for piece in all[12..].chunks(15) {
+            sleep(secs(1)).await;
+            served.raw.send(piece).await;
+        }
+        sleep(secs(1)).await;
+        assert_eq!(calls.get(), 50);
+        assert!(!served.ended.is_finished());
     });
 }
 
