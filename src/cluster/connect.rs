@@ -142,3 +142,77 @@ async fn announce(
     proxy_protocol::encode(version, &header, &mut bytes);
     io.write_all(&bytes).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Settings;
+    use crate::cluster::testing::{World, settings};
+    use crate::net::tls::{ClientSettings, ClientTls, MinVersion};
+    use crate::wire::testing::{run, secs};
+
+    #[test]
+    fn the_proxy_header_is_the_first_thing_that_is_said() {
+        run(|tools| async move {
+            let world = World::new(
+                &tools,
+                Settings {
+                    proxy_protocol: Some(proxy_protocol::Version::V1),
+                    ..settings()
+                },
+            );
+            let client = PeerInfo {
+                peer: std::net::SocketAddr::from(([192, 0, 2, 1], 1000)).into(),
+                local: std::net::SocketAddr::from(([192, 0, 2, 2], 443)).into(),
+                tls: None,
+                proxied: None,
+            };
+            let opened = open(&world.cluster, world.endpoint(), Some(&client), &tools.wheel).await;
+            assert!(matches!(opened, Ok(Opened::Http1(_))));
+            let (said, _) = world.accept().await.receive().await;
+            assert_eq!(said, "PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n");
+            // A check of our own is nobody's connection.
+            drop(open(&world.cluster, world.endpoint(), None, &tools.wheel).await);
+            let (said, _) = world.accept().await.receive().await;
+            assert_eq!(said, "PROXY UNKNOWN\r\n");
+        });
+    }
+
+    #[test]
+    fn what_went_wrong_has_the_right_name() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            if let crate::net::SocketAddress::Unix(path) = &world.endpoint().address {
+                std::fs::remove_file(path).unwrap();
+            }
+            let failed = open(&world.cluster, world.endpoint(), None, &tools.wheel).await;
+            let error = failed.expect_err("nobody listens");
+            assert!(matches!(error, ConnectError::Failed(_)), "{error}");
+            assert_eq!(error.failure(), Some(UpstreamFailure::ConnectRefused));
+        });
+    }
+
+    #[test]
+    fn all_handshakes_together_have_one_timeout() {
+        run(|tools| async move {
+            let mut world = World::new(&tools, settings());
+            let tls = ClientTls::load(&ClientSettings {
+                server_name: None,
+                ca: None,
+                identity: None,
+                min_version: MinVersion::Tls12,
+                insecure_skip_verify: true,
+                alpn: Vec::new(),
+            });
+            world.cluster.tls = Some(Arc::new(tls.unwrap()));
+            let before = tools.wheel.now();
+            // It accepts the connection and then says nothing.
+            let failed = open(&world.cluster, world.endpoint(), None, &tools.wheel).await;
+            let error = failed.expect_err("nobody answers");
+            assert!(matches!(error, ConnectError::Timeout), "{error}");
+            let took = tools.wheel.now().since(before);
+            assert!(took >= secs(5) && took < secs(6), "{took:?}");
+            assert_eq!(error.result(), ConnectResult::Timeout);
+        });
+    }
+}

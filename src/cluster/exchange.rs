@@ -342,3 +342,182 @@ fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
     text.split(',')
         .find_map(|part| part.trim().strip_prefix("timeout=")?.parse().ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{World, content, finish, head, settings, start};
+    use crate::cluster::{Protocol, Settings};
+    use crate::wire::Inbound;
+    use crate::wire::testing::{collect, run, secs, service, sleep, text};
+
+    #[test]
+    fn nothing_is_sent_before_somebody_waits() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let mut exchange = world.get().await;
+            let mut peer = world.accept().await;
+            assert_eq!(peer.receive().await, (String::new(), false));
+            assert!(!exchange.is_sent());
+            assert!(std::future::poll_fn(|cx| Poll::Ready(exchange.poll_answer(cx).is_pending())).await);
+            assert!(exchange.is_sent() && !exchange.is_answered());
+            let (sent, _) = peer.receive().await;
+            assert!(
+                sent.starts_with("GET / HTTP/1.1\r\nhost: localhost\r\n"),
+                "{sent}"
+            );
+            peer.send("HTTP/1.1 200").await;
+            sleep(secs(1)).await;
+            assert!(std::future::poll_fn(|cx| Poll::Ready(exchange.poll_answer(cx).is_pending())).await);
+            assert!(exchange.is_answered());
+        });
+    }
+
+    #[test]
+    fn interim_answers_come_before_the_final_one() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let mut exchange = world.get().await;
+            let mut peer = world.accept().await;
+            peer.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nkeep-alive: timeout=9\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+            match std::future::poll_fn(|cx| exchange.poll_answer(cx)).await.unwrap() {
+                Answer::Interim(status, headers) => {
+                    assert_eq!(
+                        (status.as_u16(), &headers["link"]),
+                        (103, &HeaderValue::from_static("</a>"))
+                    );
+                }
+                Answer::Final(_) => panic!("the interim answer was lost"),
+            }
+            assert_eq!(head(&mut exchange).await.unwrap().status.as_u16(), 200);
+            assert!(!exchange.is_end_stream());
+            assert_eq!(content(&mut exchange).await.unwrap(), "ok");
+            // A second less than it said.
+            assert_eq!(world.endpoint().state.idle_limit(), Some(secs(8)));
+        });
+    }
+
+    #[test]
+    fn a_connection_goes_back_only_when_the_answer_has_been_read_to_its_end() {
+        run(|tools| async move {
+            for (answer, kept) in [
+                ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 1),
+                ("HTTP/1.1 204 No Content\r\n\r\n", 1),
+                (
+                    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+                    1,
+                ),
+                (
+                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+                    0,
+                ),
+                ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", 0),
+                ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok and more", 0),
+            ] {
+                let world = World::new(&tools, settings());
+                let exchange = world.get().await;
+                let mut peer = world.accept().await;
+                peer.send(answer).await;
+                finish(exchange).await;
+                assert_eq!(world.pools.connections(), kept, "{answer}");
+                assert_eq!(world.open(), u32::try_from(kept).unwrap(), "{answer}");
+            }
+            let world = World::new(&tools, settings());
+            let mut exchange = world.get().await;
+            let mut peer = world.accept().await;
+            peer.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no").await;
+            head(&mut exchange).await.unwrap();
+            drop(exchange);
+            assert_eq!((world.open(), world.pools.connections()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn how_it_failed_is_told_apart() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let mut exchange = world.get().await;
+            drop(world.accept().await);
+            assert!(matches!(head(&mut exchange).await, Err(ExchangeError::Lost(_))));
+            drop(exchange);
+            let mut exchange = world.get().await;
+            world.accept().await.send("SSH-2.0-x\r\n").await;
+            assert!(matches!(
+                head(&mut exchange).await,
+                Err(ExchangeError::Protocol(_))
+            ));
+            drop(exchange);
+            let mut exchange = world.get().await;
+            let mut peer = world.accept().await;
+            peer.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no").await;
+            head(&mut exchange).await.unwrap();
+            drop(peer);
+            assert!(matches!(content(&mut exchange).await, Err(BodyError::Truncated)));
+            drop(exchange);
+            assert_eq!(world.open(), 0);
+        });
+    }
+
+    #[test]
+    fn both_protocols_say_the_same_request() {
+        run(|tools| async move {
+            let settings = Settings {
+                protocol: Protocol::Http2,
+                ..settings()
+            };
+            let world = World::new(&tools, settings);
+            let describing = service(|inbound: Inbound| async move {
+                let (parts, mut body) = inbound.request.into_parts();
+                let content = collect(&mut body).await.unwrap();
+                let said = format!("{} {} {}", parts.method, parts.uri, content.len());
+                assert!(!parts.headers.contains_key(header::HOST));
+                text(200, said)
+            });
+            let drains = world.http2(&tools, &describing);
+            assert_eq!(finish(world.get().await).await, "GET http://localhost/ 0");
+            let upload = Upload::full(vec![b'x'; 100_000].into());
+            assert_eq!(
+                finish(world.send(upload).await).await,
+                "POST http://localhost/ 100000"
+            );
+            assert_eq!(drains.borrow().len(), 1);
+            // The connection stays open and counted after its exchanges.
+            assert_eq!((world.open(), world.pools.connections()), (1, 1));
+            sleep(secs(1)).await;
+            let checkout = world.checkout().await.unwrap();
+            assert!(checkout.is_http2());
+            assert_eq!(
+                finish(start(checkout, Upload::empty()).unwrap()).await,
+                "GET http://localhost/ 0"
+            );
+        });
+    }
+
+    #[test]
+    fn an_upgrade_needs_an_endpoint_that_takes_it() {
+        run(|tools| async move {
+            let world = World::new(
+                &tools,
+                Settings {
+                    protocol: Protocol::Http2,
+                    ..settings()
+                },
+            );
+            world.http2(&tools, &service(|_: Inbound| async { text(200, "no") }));
+            let checkout = world.checkout().await.unwrap();
+            checkout.settled().await;
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("x"))]);
+            let outgoing = Outgoing {
+                method: &Method::GET,
+                target: b"/",
+                headers: &headers,
+                upgrade: Some(&HeaderValue::from_static("websocket")),
+                secure: false,
+            };
+            let mut exchange = Exchange::start(checkout, &outgoing, Upload::empty()).unwrap();
+            assert_eq!(head(&mut exchange).await.unwrap().status.as_u16(), 200);
+            assert!(exchange.into_tunnel().is_some());
+        });
+    }
+}

@@ -10,6 +10,8 @@ pub mod endpoint;
 pub mod exchange;
 pub mod pool;
 pub mod probe;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -493,3 +493,267 @@ impl Drop for Turn<'_> {
         self.0.connected.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+    use crate::cluster::Settings;
+    use crate::cluster::exchange::Checkout;
+    use crate::cluster::testing::{World, finish, settings, start};
+    use crate::message::replay::Upload;
+    use crate::wire::Inbound;
+    use crate::wire::testing::{run, secs, service, sleep, text};
+
+    #[test]
+    fn the_connection_that_was_used_last_is_used_next() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let (connections, _) = world.numbered();
+            let (first, second) = (world.get().await, world.get().await);
+            assert_eq!(
+                (finish(first).await, finish(second).await),
+                ("0".into(), "1".into())
+            );
+            for _ in 0..3 {
+                assert_eq!(finish(world.get().await).await, "1");
+            }
+            let (warm, cold) = (world.get().await, world.get().await);
+            assert_eq!((finish(warm).await, finish(cold).await), ("1".into(), "0".into()));
+            assert_eq!(finish(world.get().await).await, "0");
+            assert_eq!(
+                (connections.get(), world.open(), world.pools.connections()),
+                (2, 2, 2)
+            );
+        });
+    }
+
+    #[test]
+    fn idle_connections_are_closed_and_the_pool_is_forgotten() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let (_, tasks) = world.numbered();
+            drop(finish(world.get().await).await);
+            sleep(secs(29)).await;
+            assert_eq!((world.open(), world.pools.connections()), (1, 1));
+            sleep(secs(3)).await;
+            assert_eq!((world.open(), world.pools.connections()), (0, 0));
+            assert!(tasks.borrow()[0].is_finished());
+            assert!(world.pools.inner.pools.borrow().is_empty());
+            // And it begins anew.
+            assert_eq!(finish(world.get().await).await, "1");
+        });
+    }
+
+    #[test]
+    fn what_the_endpoint_says_about_idle_connections_is_learned() {
+        run(|tools| async move {
+            let world = World::new(
+                &tools,
+                Settings {
+                    idle_timeout: None,
+                    ..settings()
+                },
+            );
+            let endpoint = &world.endpoint().state;
+            let idle_for = async |seconds| {
+                sleep(secs(seconds)).await;
+                world.open()
+            };
+            let (_, _tasks) = world.numbered();
+            drop(finish(world.get().await).await);
+            // Nothing is known yet: less than anybody's default.
+            assert_eq!((idle_for(3).await, idle_for(3).await), (1, 0));
+            endpoint.learn_idle_limit(secs(20));
+            drop(finish(world.get().await).await);
+            assert_eq!((idle_for(18).await, idle_for(4).await), (1, 0));
+            // Also one that says too much.
+            endpoint.learn_idle_limit(secs(10_000));
+            drop(finish(world.get().await).await);
+            assert_eq!((idle_for(53).await, idle_for(4).await), (1, 0));
+        });
+    }
+
+    #[test]
+    fn a_connection_that_is_not_as_it_was_left_is_not_used() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            let exchange = async || {
+                let exchange = world.get().await;
+                let mut peer = world.accept().await;
+                peer.send(answer).await;
+                finish(exchange).await;
+                peer
+            };
+            // The reactor has to look once before anything can be known.
+            let noticed = || sleep(secs(1));
+            // Closed while it was idle.
+            drop(exchange().await);
+            noticed().await;
+            // Something was said that nobody had asked for.
+            let mut chatty = exchange().await;
+            chatty.send("HTTP/1.1 408 ").await;
+            noticed().await;
+            let quiet = exchange().await;
+            // Each of them had to be replaced; the last is still good.
+            let checkout = world.checkout().await.unwrap();
+            assert!(start(checkout, Upload::empty()).unwrap().is_reused());
+            drop(quiet);
+            assert_eq!(world.open(), 0);
+        });
+    }
+
+    #[test]
+    fn a_fresh_connection_is_one_that_was_not_idle() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let (_, _tasks) = world.numbered();
+            drop(finish(world.get().await).await);
+            let fresh = Checkout::open(
+                &world.pools,
+                &world.cluster,
+                world.endpoint(),
+                Freshness::Fresh,
+                None,
+            );
+            let fresh = start(fresh.await.unwrap(), Upload::empty()).unwrap();
+            assert!(!fresh.is_reused());
+            assert_eq!(finish(fresh).await, "1");
+        });
+    }
+
+    #[test]
+    fn limits_hold() {
+        run(|tools| async move {
+            let world = World::new(
+                &tools,
+                Settings {
+                    max_connections: Some(3),
+                    max_idle: 1,
+                    max_requests: Some(2),
+                    ..settings()
+                },
+            );
+            let (connections, _tasks) = world.numbered();
+            let running = [world.get().await, world.get().await, world.get().await];
+            assert!(matches!(world.checkout().await, Err(ConnectError::Limit)));
+            for exchange in running {
+                drop(finish(exchange).await);
+            }
+            // One may be idle; the first to come back was the first to stay.
+            assert_eq!((world.open(), world.pools.connections()), (1, 1));
+            assert_eq!(finish(world.get().await).await, "0");
+            // Its second request was its last.
+            assert_eq!(world.open(), 0);
+            assert_eq!(finish(world.get().await).await, "3");
+            assert_eq!(connections.get(), 4);
+        });
+    }
+
+    #[test]
+    fn whatever_ends_an_exchange_uncounts_its_connection() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let (_, _tasks) = world.numbered();
+            // Before anything was sent, and while the answer is awaited.
+            drop(world.checkout().await.unwrap());
+            assert_eq!(world.open(), 0);
+            drop(world.get().await);
+            assert_eq!(world.open(), 0);
+            world.get().await.abandon(CloseReason::Aborted);
+            assert_eq!((world.open(), world.pools.connections()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn what_is_not_known_any_more_is_closed() {
+        run(|tools| async move {
+            let world = World::new(&tools, settings());
+            let (_, tasks) = world.numbered();
+            drop(finish(world.get().await).await);
+            let id = world.endpoint().state.id;
+            world
+                .pools
+                .retain(|endpoint, transport| (endpoint, transport) == (id, 0));
+            assert_eq!(world.open(), 1);
+            world.pools.retain(|_, transport| transport != 0);
+            assert_eq!(world.open(), 0);
+            sleep(secs(1)).await;
+            assert!(tasks.borrow()[0].is_finished());
+        });
+    }
+
+    fn http2() -> Settings {
+        Settings {
+            protocol: Protocol::Http2,
+            ..settings()
+        }
+    }
+
+    #[test]
+    fn many_requests_at_once_share_one_http2_connection() {
+        run(|tools| async move {
+            let world = Rc::new(World::new(&tools, http2()));
+            let drains = world.http2(&tools, &service(|_: Inbound| async { text(200, "hello") }));
+            let asking: Vec<_> = (0..20)
+                .map(|_| {
+                    let world = Rc::clone(&world);
+                    tokio::task::spawn_local(async move { finish(world.get().await).await })
+                })
+                .collect();
+            for asked in asking {
+                assert_eq!(asked.await.unwrap(), "hello");
+            }
+            assert_eq!((drains.borrow().len(), world.open()), (1, 1));
+            // Who has said GOAWAY is asked no more, and what is asked then has a connection of its own.
+            drains.borrow()[0].begin();
+            sleep(secs(1)).await;
+            assert_eq!(finish(world.get().await).await, "hello");
+            assert_eq!((drains.borrow().len(), world.open()), (2, 1));
+        });
+    }
+
+    #[test]
+    fn a_second_http2_connection_is_opened_when_the_first_is_full() {
+        run(|tools| async move {
+            let world = World::new(&tools, http2());
+            let drains = world.http2(&tools, &service(|_: Inbound| pending()));
+            let mut running = Vec::new();
+            for _ in 0..101 {
+                let mut exchange = world.get().await;
+                std::future::poll_fn(|cx| {
+                    assert!(exchange.poll_answer(cx).is_pending());
+                    std::task::Poll::Ready(())
+                })
+                .await;
+                running.push(exchange);
+            }
+            sleep(secs(1)).await;
+            assert_eq!((drains.borrow().len(), world.open()), (2, 2));
+        });
+    }
+
+    #[test]
+    fn those_who_wait_for_a_handshake_that_fails_do_not_wait_in_turn() {
+        run(|tools| async move {
+            let world = Rc::new(World::new(&tools, http2()));
+            // It accepts, and says nothing: the settings are assumed. So it must not even accept.
+            drop(std::fs::remove_file(match &world.endpoint().address {
+                crate::net::SocketAddress::Unix(path) => path,
+                crate::net::SocketAddress::Ip(_) => panic!("a Unix socket"),
+            }));
+            let asking: Vec<_> = (0..10)
+                .map(|_| {
+                    let world = Rc::clone(&world);
+                    tokio::task::spawn_local(async move { world.checkout().await.is_err() })
+                })
+                .collect();
+            for asked in asking {
+                assert!(asked.await.unwrap());
+            }
+            assert_eq!(world.open(), 0);
+        });
+    }
+}

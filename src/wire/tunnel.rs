@@ -199,3 +199,155 @@ fn poll_direction(
     cx.waker().wake_by_ref();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::net::memory;
+    use crate::wire::Toolbox;
+    use crate::wire::testing::{Raw, run, secs, sleep};
+
+    /// What a socket holds for somebody who does not read.
+    const CAPACITY: usize = 4 * 1024;
+
+    struct Ends {
+        client: Raw,
+        endpoint: Raw,
+        carried: JoinHandle<Carried>,
+    }
+
+    fn tunnel(tools: &Toolbox, early: &'static [u8], idle: Option<Duration>) -> Ends {
+        let (client, near) = memory::pair(CAPACITY);
+        let (endpoint, far) = memory::pair(CAPACITY);
+        let wheel = tools.wheel.clone();
+        let carried = tokio::task::spawn_local(async move {
+            let mut near = Tunnel::stream(near, Bytes::from_static(early));
+            let mut far = Tunnel::stream(far, Bytes::new());
+            copy(&mut near, &mut far, &wheel, idle).await
+        });
+        Ends {
+            client: Raw { io: client },
+            endpoint: Raw { io: endpoint },
+            carried,
+        }
+    }
+
+    fn heard(text: &str, closed: bool) -> (String, bool) {
+        (text.to_owned(), closed)
+    }
+
+    #[test]
+    fn either_side_may_end_first_and_the_other_goes_on() {
+        run(|tools| async move {
+            for client_first in [true, false] {
+                let Ends {
+                    client,
+                    endpoint,
+                    carried,
+                } = tunnel(&tools, b"", None);
+                let (mut first, mut second) = if client_first {
+                    (client, endpoint)
+                } else {
+                    (endpoint, client)
+                };
+                first.send("that is all").await;
+                first.io.shutdown().await.unwrap();
+                assert_eq!(second.receive().await, heard("that is all", true));
+                // Long after, and more than once.
+                for _ in 0..3 {
+                    sleep(secs(1000)).await;
+                    second.send("not here").await;
+                    assert_eq!(first.receive().await, heard("not here", false));
+                }
+                assert!(!carried.is_finished());
+                second.io.shutdown().await.unwrap();
+                assert_eq!(first.receive().await, heard("", true));
+                let carried = carried.await.unwrap();
+                let (up, down) = if client_first { (11, 24) } else { (24, 11) };
+                assert_eq!((carried.up, carried.down), (up, down));
+                assert!(!carried.idle && !carried.broken);
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_read_before_the_switch_comes_first() {
+        run(|tools| async move {
+            let mut ends = tunnel(&tools, b"early ", None);
+            ends.client.send("late").await;
+            assert_eq!(ends.endpoint.receive().await, heard("early late", false));
+        });
+    }
+
+    #[test]
+    fn a_side_that_does_not_read_stops_the_other_and_only_in_that_direction() {
+        run(|tools| async move {
+            let Ends {
+                client,
+                mut endpoint,
+                carried,
+            } = tunnel(&tools, b"", None);
+            let written = Rc::new(Cell::new(0));
+            let (mut read, mut write) = tokio::io::split(client.io);
+            let count = Rc::clone(&written);
+            let writing = tokio::task::spawn_local(async move {
+                for _ in 0..1000 {
+                    write.write_all(&[b'x'; 1000]).await.unwrap();
+                    count.set(count.get() + 1000);
+                }
+                write.shutdown().await.unwrap();
+            });
+            sleep(secs(10)).await;
+            // Both sockets are full, and so is the one buffer between them.
+            assert!(written.get() <= 2 * CAPACITY + BUFFER, "{}", written.get());
+            endpoint.send("still here").await;
+            let mut back = [0; 10];
+            tokio::io::AsyncReadExt::read_exact(&mut read, &mut back)
+                .await
+                .unwrap();
+            assert_eq!(&back, b"still here");
+            let (all, closed) = endpoint.receive().await;
+            assert_eq!((all.len(), closed), (1_000_000, true));
+            writing.await.unwrap();
+            drop(endpoint);
+            assert_eq!(carried.await.unwrap().up, 1_000_000);
+        });
+    }
+
+    #[test]
+    fn it_ends_when_nothing_moves_in_either_direction() {
+        run(|tools| async move {
+            let mut ends = tunnel(&tools, b"", Some(secs(10)));
+            for _ in 0..5 {
+                sleep(secs(8)).await;
+                ends.endpoint.send("tick").await;
+                assert_eq!(ends.client.receive().await.0, "tick");
+            }
+            let carried = tokio::time::timeout(secs(11), ends.carried)
+                .await
+                .expect("it ends")
+                .unwrap();
+            assert!(carried.idle && !carried.broken);
+            assert_eq!(ends.client.receive().await, heard("", true));
+            assert_eq!(ends.endpoint.receive().await, heard("", true));
+        });
+    }
+
+    #[test]
+    fn a_side_that_breaks_takes_the_other_along() {
+        run(|tools| async move {
+            let mut ends = tunnel(&tools, b"", None);
+            drop(ends.endpoint);
+            ends.client.send("anybody?").await;
+            let carried = ends.carried.await.unwrap();
+            assert!(carried.broken);
+            assert!(ends.client.receive().await.1);
+        });
+    }
+}
