@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::net::wheel::Wheel;
@@ -238,20 +238,32 @@ impl Toolbox {
 }
 
 /// The value of the `date` field (RFC 9110 §6.6.1), formatted at most once a second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DateCache {
     second: Cell<u64>,
-    text: RefCell<Bytes>,
+    value: RefCell<HeaderValue>,
+}
+
+impl Default for DateCache {
+    fn default() -> Self {
+        Self {
+            second: Cell::new(0),
+            value: RefCell::new(HeaderValue::from_static("")),
+        }
+    }
 }
 
 impl DateCache {
     /// The present value; `now` decides when it is made again.
-    pub fn get(&self, now: bellwether_core::Moment) -> Bytes {
+    pub fn get(&self, now: bellwether_core::Moment) -> HeaderValue {
         let second = now.as_nanos() / 1_000_000_000 + 1;
         if self.second.replace(second) != second {
-            *self.text.borrow_mut() = Bytes::from(httpdate::fmt_http_date(std::time::SystemTime::now()));
+            let text = httpdate::fmt_http_date(std::time::SystemTime::now());
+            if let Ok(value) = HeaderValue::try_from(text) {
+                *self.value.borrow_mut() = value;
+            }
         }
-        self.text.borrow().clone()
+        self.value.borrow().clone()
     }
 }
 

@@ -423,7 +423,7 @@ impl Connection {
                 &head.headers,
                 framing,
                 connection,
-                Some(&date),
+                Some(date.as_bytes()),
             );
         }
         let chunked = framing == Framing::Chunked;
@@ -594,7 +594,7 @@ impl Connection {
                 &head.headers,
                 Framing::Length(content.len() as u64),
                 encode::Connection::Close,
-                Some(&self.tools.date.get(now)),
+                Some(self.tools.date.get(now).as_bytes()),
             );
             if !head_only {
                 output.flat.extend_from_slice(&content);

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -17,6 +18,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::OnceCell;
 
+use super::batch::{Batch, Batched};
 use super::{PumpError, RecvBody, SendPump, StreamTunnel};
 use crate::net::Io;
 use crate::wire::{BodyError, Tunnel};
@@ -54,6 +56,7 @@ struct State {
 /// # Errors
 /// When the stream fails before the preface is out.
 pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
+    let batch = Batch::new(io);
     let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
@@ -62,7 +65,7 @@ pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
         .max_header_list_size(HEADER_LIST)
         .initial_max_send_streams(100)
         .data_frame_budget(SMALL_FRAMES)
-        .handshake::<_, Bytes>(io)
+        .handshake::<_, Bytes>(Batched(Rc::clone(&batch)))
         .await?;
     let state = Rc::new(State {
         closed: Cell::new(false),
@@ -74,7 +77,16 @@ pub async fn handshake(io: Io) -> Result<Connection, h2::Error> {
     });
     let seen = Rc::clone(&state);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        let ended = poll_fn(|cx| {
+            loop {
+                let polled = Pin::new(&mut connection).poll(cx);
+                // What failed is told by the connection when it reads.
+                if polled.is_ready() || batch.poll_flush(cx) != Poll::Ready(false) {
+                    return polled;
+                }
+            }
+        });
+        if let Err(error) = ended.await {
             tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
         }
         seen.closed.set(true);
@@ -253,7 +265,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
             }
             return Poll::Ready(Ok(Answer::Interim(interim)));
         }
-        match std::pin::Pin::new(response).poll(cx) {
+        match Pin::new(response).poll(cx) {
             Poll::Ready(Ok(response)) => {
                 self.connection.heard();
                 self.response = None;

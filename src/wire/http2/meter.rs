@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use bellwether_core::Moment;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::net::Io;
+use super::batch::Batched;
 use crate::net::wheel::Wheel;
 
 /// What a request may bring along: priorities, window updates, its own reset.
@@ -100,7 +100,7 @@ impl Meter {
 /// A stream whose frames are metered.
 #[derive(Debug)]
 pub(super) struct Metered {
-    io: Io,
+    io: Batched,
     meter: Rc<Meter>,
     /// Bytes to skip before the next frame header.
     skip: u64,
@@ -111,7 +111,7 @@ pub(super) struct Metered {
 }
 
 impl Metered {
-    pub(super) fn new(io: Io, meter: Rc<Meter>) -> Self {
+    pub(super) fn new(io: Batched, meter: Rc<Meter>) -> Self {
         Self {
             io,
             meter,
@@ -197,20 +197,5 @@ impl AsyncWrite for Metered {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        this.meter.carried(count as u64);
-        Poll::Ready(Ok(count))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }

@@ -3,8 +3,10 @@
 //! [`server`] accepts the streams of one client connection and runs each as a task of the same worker; [`client`]
 //! sends exchanges over a shared connection. Both sides use [`RecvBody`] to read content, which gives flow-control
 //! window back only when the next frame is asked for, and `SendPump` to write it, which asks for content only when
-//! the peer has room for it: a slow reader on one side of the proxy slows the writer on the other.
+//! the peer has room for it: a slow reader on one side of the proxy slows the writer on the other. What several streams
+//! have to say at once is written at once, see `batch`.
 
+mod batch;
 pub mod client;
 mod meter;
 pub mod server;
@@ -165,6 +167,9 @@ impl From<h2::Error> for PumpError {
     }
 }
 
+/// Content that is read before the peer has room for it.
+const LITTLE: u64 = 4 * 1024;
+
 /// Sends the content of a message, one chunk at a time and only into an open window.
 #[derive(Debug)]
 struct SendPump<B> {
@@ -172,6 +177,8 @@ struct SendPump<B> {
     body: B,
     /// Frames handed to the connection, to tell a slow peer from one that stopped.
     sent: u64,
+    /// The window is shut.
+    shut: bool,
 }
 
 impl<B> SendPump<B> {
@@ -180,30 +187,45 @@ impl<B> SendPump<B> {
             stream,
             body,
             sent: 0,
+            shut: false,
         }
     }
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> SendPump<B> {
+    /// Ready when the peer takes another byte.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
+        self.stream.reserve_capacity(1);
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                None => return Poll::Ready(Err(PumpError::Reset)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Ready once everything has been handed to the connection.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         loop {
-            self.stream.reserve_capacity(1);
-            if self.stream.capacity() == 0 {
-                loop {
-                    match ready!(self.stream.poll_capacity(cx)) {
-                        Some(Ok(0)) => {}
-                        Some(Ok(_)) => break,
-                        Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                        None => return Poll::Ready(Err(PumpError::Reset)),
-                    }
+            // Little content is taken whatever the window: to ask for room costs more than to hold it.
+            let little = self.sent == 0 && self.body.size_hint().upper().is_some_and(|most| most <= LITTLE);
+            self.shut = !little && self.poll_room(cx)?.is_pending();
+            if self.shut {
+                return Poll::Pending;
+            }
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    // Only this leaves a waker for a reset while the content is awaited.
+                    return self
+                        .stream
+                        .poll_reset(cx)
+                        .map(|reason| Err(reason.map_or(PumpError::Connection, |_| PumpError::Reset)));
                 }
-            }
-            // Asked every time, because only this leaves a waker for a reset while the content is awaited.
-            if let Poll::Ready(reason) = self.stream.poll_reset(cx) {
-                return Poll::Ready(Err(reason.map_or(PumpError::Connection, |_| PumpError::Reset)));
-            }
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            };
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         let end = self.body.is_end_stream();

@@ -20,6 +20,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
+use super::batch::{Batch, Batched};
 use super::meter::{FRAMES_PER_REQUEST, Meter, Metered};
 use super::{PumpError, RecvBody, SendPump, StreamTunnel};
 use crate::net::Io;
@@ -134,12 +135,16 @@ pub async fn serve<S: Service>(
         .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
     let meter = Rc::new(Meter::new(wheel.clone()));
-    let handshake = builder.handshake::<_, Bytes>(Metered::new(io, Rc::clone(&meter)));
+    let batch = Batch::new(io);
+    let io = Metered::new(Batched(Rc::clone(&batch)), Rc::clone(&meter));
+    let handshake = builder.handshake::<_, Bytes>(io);
     let mut handshake = std::pin::pin!(handshake);
     let connection = poll_fn(|cx| {
         if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
             return Poll::Ready(Some(result));
         }
+        // What fails here is told by the next read.
+        let _ = batch.poll_flush(cx);
         timer.poll_expired(cx).map(|()| None)
     })
     .await;
@@ -192,7 +197,8 @@ pub async fn serve<S: Service>(
                         shared: Rc::clone(&shared),
                         service: Rc::clone(&service),
                     };
-                    tokio::task::spawn_local(task.run(request, respond));
+                    // In a box, because what is spawned is moved more than once.
+                    tokio::task::spawn_local(Box::pin(task.run(request, respond)));
                     if requests >= max_requests && matches!(course, Course::Serving) {
                         course = Course::leave(&mut connection, now, &timer);
                     }
@@ -256,6 +262,12 @@ pub async fn serve<S: Service>(
                     }
                 }
                 continue;
+            }
+            match batch.poll_flush(cx) {
+                // What failed is told by the next read.
+                Poll::Ready(false) => continue,
+                Poll::Ready(true) if shared.active.get() == 0 => batch.shrink(),
+                Poll::Ready(true) | Poll::Pending => {}
             }
             return Poll::Pending;
         }
@@ -324,16 +336,9 @@ struct Stream<S> {
 }
 
 impl<S: Service> Stream<S> {
-    async fn run(self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let shared = Rc::clone(&self.shared);
-        let _ended = OnDrop(|| shared.stream_ended());
-        self.serve(request, respond).await;
-    }
-
-    async fn serve(self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (parts, recv) = request.into_parts();
         // A stream that was reset before anybody looked at it costs nothing further, least of all an upstream.
-        let mut respond = respond;
         let reset = poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await;
         if reset {
             self.shared.reset_unanswered();
@@ -419,9 +424,7 @@ impl<S: Service> Stream<S> {
         }
         if !head.headers.contains_key(header::DATE) {
             let date = self.shared.tools.date.get(self.shared.tools.wheel.recent());
-            if let Ok(value) = HeaderValue::from_maybe_shared(date) {
-                head.headers.insert(header::DATE, value);
-            }
+            head.headers.insert(header::DATE, date);
         }
         let bodiless = head_only
             || head.status == StatusCode::NO_CONTENT
@@ -456,7 +459,7 @@ impl<S: Service> Stream<S> {
             Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
                 // While the window is shut nothing else notices that the client stopped reading.
-                let Some(idle) = idle.filter(|_| pump.stream.capacity() == 0) else {
+                let Some(idle) = idle.filter(|_| pump.shut) else {
                     stall = None;
                     return Poll::Pending;
                 };
@@ -485,11 +488,9 @@ fn expects_continue(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
+impl<S> Drop for Stream<S> {
     fn drop(&mut self) {
-        (self.0)();
+        self.shared.stream_ended();
     }
 }
 
