@@ -140,11 +140,15 @@ pub async fn serve<S: Service>(
     let handshake = builder.handshake::<_, Bytes>(io);
     let mut handshake = std::pin::pin!(handshake);
     let connection = poll_fn(|cx| {
-        if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
-            return Poll::Ready(Some(result));
+        loop {
+            if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
+                return Poll::Ready(Some(result));
+            }
+            // What failed is told by the next read.
+            if batch.poll_flush(cx) != Poll::Ready(false) {
+                break;
+            }
         }
-        // What fails here is told by the next read.
-        let _ = batch.poll_flush(cx);
         timer.poll_expired(cx).map(|()| None)
     })
     .await;
