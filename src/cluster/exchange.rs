@@ -513,7 +513,6 @@ mod tests {
                 target: b"/",
                 headers: &headers,
                 upgrade: Some(&HeaderValue::from_static("websocket")),
-                secure: false,
             };
             let mut exchange = Exchange::start(checkout, &outgoing, Upload::empty()).unwrap();
             assert_eq!(head(&mut exchange).await.unwrap().status.as_u16(), 200);

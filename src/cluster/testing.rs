@@ -204,7 +204,6 @@ pub(super) fn start(checkout: Checkout, body: Upload) -> Result<Exchange, Exchan
         target: b"/",
         headers: &headers.into_iter().collect(),
         upgrade: None,
-        secure: false,
     };
     Exchange::start(checkout, &outgoing, body)
 }
