@@ -10,7 +10,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -97,7 +97,10 @@ async fn connection(
             Err(_) => return,
         },
     };
+    let asked = Arc::new(Notify::new());
+    let asking = Arc::clone(&asked);
     let service = router.map_request(move |request: http::Request<hyper::body::Incoming>| {
+        asking.notify_one();
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(peer.clone());
         request
@@ -110,7 +113,12 @@ async fn connection(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = cancel.cancelled() => {
+        // A shutdown in good order closes a connection whose first request has not been read yet, though it may have
+        // been sent; so that one is waited for, as long as `serve` waits.
+        () = async {
+            cancel.cancelled().await;
+            asked.notified().await;
+        } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -255,7 +255,12 @@ impl Supervisor {
                 self.tell_of_replacement("replaced", format!("process {pid} serves"));
                 // It has the operators' sockets too.
                 self.operators.cancel();
-                Some(self.drain(Leaving::Replaced).await)
+                let ended = self.drain(Leaving::Replaced).await;
+                for serving in self.serving_operators.drain(..) {
+                    // Bounded by itself; one that panicked has nothing left to answer.
+                    drop(serving.await);
+                }
+                Some(ended)
             }
             Err(error) => {
                 self.not_replaced(&error);

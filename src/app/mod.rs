@@ -103,7 +103,8 @@ impl Running {
         } in self.operators.drain(..)
         {
             let cancel = self.supervisor.operators.clone();
-            tokio::spawn(admin::serve(listener, router, tls, cancel));
+            let serving = tokio::spawn(admin::serve(listener, router, tls, cancel));
+            self.supervisor.serving_operators.push(serving);
         }
         if let Some(activated) = self.supervisor.sockets.activated.take() {
             for address in activated.left() {
@@ -247,6 +248,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         inbox,
         outbox,
         operators: CancellationToken::new(),
+        serving_operators: Vec::new(),
         successor,
         replacement: None,
         signalled: false,

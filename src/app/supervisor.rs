@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::Dice;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,8 @@ pub struct Supervisor {
     pub(super) log: Arc<AccessLog>,
     /// Ends the operators' listeners.
     pub operators: CancellationToken,
+    /// What they end, once their last answers are sent.
+    pub(super) serving_operators: Vec<JoinHandle<()>>,
     pub(super) resolver: Arc<discovery::dns::Resolver>,
     pub(super) tasks: Tasks,
     pub(super) inbox: Inbox,

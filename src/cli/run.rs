@@ -132,7 +132,7 @@ pub(super) fn serve(
             signals,
             began,
         };
-        let mut running = match app::start(options).await {
+        let mut running = match Box::pin(app::start(options)).await {
             Ok(running) => running,
             Err(mut refused) => {
                 let inherited = refused.inherited.take();
