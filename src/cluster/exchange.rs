@@ -3,15 +3,16 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
 use http_body::{Frame, SizeHint};
 
+use super::Cluster;
 use super::connect::ConnectError;
 use super::pool::{Freshness, Guard, Lease, Pools, Ticket};
-use super::{Cluster, Endpoint};
 use crate::message::replay::Upload;
 use crate::net::PeerInfo;
 use crate::telemetry::CloseReason;
@@ -96,15 +97,15 @@ impl Checkout {
     /// Why none could be opened.
     pub async fn open(
         pools: &Pools,
-        cluster: &Cluster,
-        endpoint: &Endpoint,
+        cluster: &Arc<Cluster>,
+        index: usize,
         freshness: Freshness,
-        client: Option<&PeerInfo>,
+        client: Option<&Rc<PeerInfo>>,
     ) -> Result<Self, ConnectError> {
-        let pool = pools.of(cluster, endpoint, client);
+        let pool = pools.of(cluster, &cluster.endpoints[index], client.map(|client| &**client));
         Ok(Self {
             lease: Rc::clone(&pool)
-                .checkout(cluster, endpoint, freshness, client)
+                .checkout(cluster, index, freshness, client)
                 .await?,
             secure: cluster.tls.is_some(),
         })

@@ -1,7 +1,9 @@
 //! Connections of one worker to endpoints.
 //!
 //! HTTP/1.1 connections are taken from the end of a list that was filled at its end (the warmest first), HTTP/2
-//! connections are shared up to what the peer allows. Nothing watches idle connections: the reactor has noticed if a
+//! connections are shared up to what the peer allows. A request that finds none waits for its own connection to open or
+//! for another to come back, whichever is first: an endpoint that is slow to accept must not fail a request while its
+//! other connections fall idle. A connection nobody waits for any more is kept for the next request. Nothing watches idle connections: the reactor has noticed if a
 //! peer closed, and checkout asks it. A sweep, running only while there is something to sweep, closes what has been
 //! idle too long.
 //!
@@ -9,13 +11,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::Moment;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::connect::{self, ConnectError, Opened};
 use super::{Cluster, Endpoint, EndpointState, Protocol};
@@ -66,9 +69,10 @@ pub struct Pool {
     connected: Notify,
     /// The endpoint chose HTTP/1.1 the last time, so there is nothing to wait for.
     exclusive: Cell<bool>,
-    /// Requests whose connection is being opened; each takes one that is given back meanwhile.
-    waiting: Cell<usize>,
+    /// An HTTP/1.1 connection came back.
     returned: Notify,
+    /// Who would like to know.
+    waiting: Cell<u32>,
     /// Connections that could not be opened; wraps.
     failures: Cell<u32>,
     max_idle: Cell<usize>,
@@ -188,8 +192,8 @@ impl Pools {
                 connecting: Cell::new(false),
                 connected: Notify::new(),
                 exclusive: Cell::new(false),
-                waiting: Cell::new(0),
                 returned: Notify::new(),
+                waiting: Cell::new(0),
                 failures: Cell::new(0),
                 max_idle: Cell::new(0),
                 idle_timeout: Cell::new(None),
@@ -225,10 +229,10 @@ impl Pool {
     /// A connection for one exchange: an idle one, room on a shared one, or a new one.
     pub(super) async fn checkout(
         self: &Rc<Self>,
-        cluster: &Cluster,
-        endpoint: &Endpoint,
+        cluster: &Arc<Cluster>,
+        index: usize,
         freshness: Freshness,
-        client: Option<&PeerInfo>,
+        client: Option<&Rc<PeerInfo>>,
     ) -> Result<Lease, ConnectError> {
         if let (Freshness::Any, Some(lease)) = (freshness, self.reuse()) {
             return Ok(lease);
@@ -249,18 +253,41 @@ impl Pool {
                 break;
             }
         }
-        let mut opened = std::pin::pin!(self.open(cluster, endpoint, client));
-        if freshness == Freshness::Fresh {
-            return opened.await;
+        if may_share(cluster) && !self.exclusive.get() {
+            let client = client.map(|client| &**client);
+            return self.open(cluster, &cluster.endpoints[index], client).await;
         }
-        // What is given back before the new one is there is taken, and the new one given up: an endpoint whose queue of
-        // connections is full answers on those it has.
-        let _waiting = Waiting::begin(self);
+        self.open_or_returned(cluster, index, freshness, client).await
+    }
+
+    /// An HTTP/1.1 connection: a new one, or one that comes back before it is open.
+    async fn open_or_returned(
+        self: &Rc<Self>,
+        cluster: &Arc<Cluster>,
+        index: usize,
+        freshness: Freshness,
+        client: Option<&Rc<PeerInfo>>,
+    ) -> Result<Lease, ConnectError> {
+        let (done, mut opened) = oneshot::channel();
+        let (pool, cluster, client) = (Rc::clone(self), Arc::clone(cluster), client.cloned());
+        tokio::task::spawn_local(async move {
+            let opened = pool
+                .open(&cluster, &cluster.endpoints[index], client.as_deref())
+                .await;
+            if let Err(Ok(Lease::Http1(connection, ticket))) = done.send(opened) {
+                ticket.finish(Some(connection));
+            }
+        });
+        let _waiting = Waiting::begin(&self.waiting);
         loop {
             tokio::select! {
                 biased;
-                opened = &mut opened => return opened,
-                () = self.returned.notified() => {
+                opened = &mut opened => {
+                    return opened.unwrap_or_else(|_gone| {
+                        Err(ConnectError::Failed(io::Error::other("the worker is ending")))
+                    });
+                }
+                () = self.returned.notified(), if freshness == Freshness::Any => {
                     if let Some(lease) = self.reuse() {
                         return Ok(lease);
                     }
@@ -461,19 +488,19 @@ fn may_share(cluster: &Cluster) -> bool {
     }
 }
 
-/// Counts a request that waits for a connection.
-struct Waiting<'a>(&'a Pool);
+/// Counts one who waits, for as long as it does.
+struct Waiting<'a>(&'a Cell<u32>);
 
 impl<'a> Waiting<'a> {
-    fn begin(pool: &'a Pool) -> Self {
-        pool.waiting.set(pool.waiting.get() + 1);
-        Self(pool)
+    fn begin(count: &'a Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.set(self.0.waiting.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 

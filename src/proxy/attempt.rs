@@ -225,7 +225,7 @@ pub(super) async fn attempt(
         .then(|| Rc::clone(&cx.peer));
     let checkout = {
         let checkout = async {
-            let open = Checkout::open(&worker.pools, cluster, endpoint, freshness, client.as_deref());
+            let open = Checkout::open(&worker.pools, cluster, index, freshness, client.as_ref());
             let checkout = open.await?;
             if sendable.upgrade.is_some() {
                 checkout.settled().await;

@@ -158,7 +158,7 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
         let Ok(index) = picked else { return };
         let endpoint = &cluster.endpoints[index];
         let send = async {
-            let checkout = Checkout::open(&worker.pools, &cluster, endpoint, Freshness::Any, None)
+            let checkout = Checkout::open(&worker.pools, &cluster, index, Freshness::Any, None)
                 .await
                 .ok()?;
             let outgoing = Outgoing {
