@@ -49,6 +49,8 @@ pub struct EndpointState {
     drained: AtomicBool,
     /// Open connections over all workers.
     connections: AtomicU32,
+    /// Workers that wait for one of them to end.
+    room_wanted: AtomicU32,
     /// How long it keeps idle connections, in milliseconds, as far as it has said so; 0 for unknown.
     idle_limit: AtomicU64,
 }
@@ -65,6 +67,7 @@ impl EndpointState {
             failed: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             connections: AtomicU32::new(0),
+            room_wanted: AtomicU32::new(0),
             idle_limit: AtomicU64::new(0),
         }
     }
@@ -121,6 +124,19 @@ impl EndpointState {
 
     pub(super) fn close_connection(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn want_room(&self) {
+        self.room_wanted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn found_room(&self) {
+        self.room_wanted.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a worker has no connection and may open none, because others hold as many as there may be.
+    pub(super) fn is_room_wanted(&self) -> bool {
+        self.room_wanted.load(Ordering::Relaxed) > 0
     }
 
     /// How long it said that it keeps idle connections (`keep-alive: timeout=N`).

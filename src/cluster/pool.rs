@@ -34,7 +34,9 @@ const IDLE_START: Duration = Duration::from_secs(4);
 const IDLE_MOST: Duration = Duration::from_secs(55);
 /// An unused HTTP/2 connection is kept this long.
 const IDLE_HTTP2: Duration = Duration::from_secs(300);
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_millis(250);
+/// How often somebody at the limit of connections looks again.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 
 /// All pools of one worker.
 #[derive(Debug, Clone)]
@@ -316,7 +318,7 @@ impl Pool {
             since,
         }) = idle.pop()
         {
-            // The sweep comes once a second; the race against the endpoint's own limit is lost in less.
+            // The sweep comes four times a second; the race against the endpoint's own limit is lost in less.
             let stale = now.since(since) >= self.idle_limit(&guard);
             if !stale && connection.is_reusable() {
                 guard.moved(ConnectionState::Active);
@@ -341,7 +343,10 @@ impl Pool {
         client: Option<&PeerInfo>,
     ) -> Result<Lease, ConnectError> {
         let worker = self.owner.worker;
-        let mut guard = Guard::open(endpoint, cluster, worker).ok_or(ConnectError::Limit)?;
+        let mut guard = match Guard::open(endpoint, cluster, worker) {
+            Some(guard) => guard,
+            None => self.room(cluster, endpoint).await?,
+        };
         let _turn = may_share(cluster).then(|| Turn::take(self));
         let started = self.owner.wheel.now();
         let opened = connect::open(cluster, endpoint, client, &self.owner.wheel).await;
@@ -379,6 +384,21 @@ impl Pool {
         }
     }
 
+    /// Waits for room below the limit of connections, which all workers share. Idle connections of other workers are no
+    /// use here, so they are asked to let go of them.
+    async fn room(&self, cluster: &Cluster, endpoint: &Endpoint) -> Result<Guard, ConnectError> {
+        let wheel = &self.owner.wheel;
+        let deadline = wheel.now().plus(cluster.settings.connect_timeout);
+        let _wanted = Wanted::begin(&endpoint.state);
+        while wheel.now() < deadline {
+            wheel.sleep_until(wheel.now().plus(LOOK_FOR_ROOM)).await;
+            if let Some(guard) = Guard::open(endpoint, cluster, self.owner.worker) {
+                return Ok(guard);
+            }
+        }
+        Err(ConnectError::Limit)
+    }
+
     fn idle_limit(&self, guard: &Guard) -> Duration {
         self.idle_timeout
             .get()
@@ -389,7 +409,8 @@ impl Pool {
     fn sweep(&self, now: Moment) -> bool {
         let mut idle = self.idle.borrow_mut();
         idle.retain_mut(|entry| {
-            let stale = now.since(entry.since) >= self.idle_limit(&entry.guard);
+            let stale = now.since(entry.since) >= self.idle_limit(&entry.guard)
+                || entry.guard.endpoint.is_room_wanted();
             if stale || !entry.connection.is_reusable() {
                 entry.guard.reason = CloseReason::Idle;
                 return false;
@@ -450,7 +471,9 @@ impl Ticket {
             return;
         }
         let mut idle = pool.idle.borrow_mut();
-        if idle.len() >= pool.max_idle.get() {
+        // Whoever waits on this worker takes it; for one on another it has to be closed.
+        let wanted_elsewhere = pool.waiting.get() == 0 && self.guard.endpoint.is_room_wanted();
+        if wanted_elsewhere || idle.len() >= pool.max_idle.get() {
             self.guard.reason = CloseReason::Idle;
             return;
         }
@@ -485,6 +508,22 @@ fn may_share(cluster: &Cluster) -> bool {
         Protocol::Http2 => true,
         Protocol::Auto => cluster.tls.is_some(),
         Protocol::Http1 => false,
+    }
+}
+
+/// Says that a worker waits for room below the limit of connections of an endpoint, for as long as it does.
+struct Wanted<'a>(&'a EndpointState);
+
+impl<'a> Wanted<'a> {
+    fn begin(endpoint: &'a EndpointState) -> Self {
+        endpoint.want_room();
+        Self(endpoint)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.found_room();
     }
 }
 

@@ -288,6 +288,23 @@ async fn requests_above_a_limit_are_refused_and_those_below_it_are_not() {
     }
 }
 
+/// The limit counts over all workers, an idle connection serves one of them only.
+#[tokio::test]
+async fn a_worker_is_not_starved_by_the_idle_connections_of_another() {
+    let upstream = Upstream::answers(200, "ok");
+    let config = format!(
+        "runtime: {{ worker_threads: 2 }}\nlisteners:\n  web: 127.0.0.1:0\nroutes:\n  - cluster: app\n    retry: off\nclusters:\n  \
+         app:\n    endpoints: [{}]\n    connection_pool: {{ max_connections_per_endpoint: 1 }}\n    connect_timeout: 10s\n",
+        upstream.address()
+    );
+    let proxy = proxy(&config).await;
+    for _ in 0..12 {
+        // A new connection each time: about every second one comes to the other worker.
+        assert_eq!(get(proxy.web(), "/").await.status, 200);
+    }
+    assert!(upstream.open() <= 1);
+}
+
 #[tokio::test]
 async fn an_upstream_connection_serves_so_many_requests() {
     let upstream = Upstream::answers(200, "ok");
