@@ -204,7 +204,7 @@ mod tests {
                 insecure_skip_verify: true,
                 alpn: Vec::new(),
             });
-            world.cluster.tls = Some(Arc::new(tls.unwrap()));
+            Arc::get_mut(&mut world.cluster).unwrap().tls = Some(Arc::new(tls.unwrap()));
             let before = tools.wheel.now();
             // It accepts the connection and then says nothing.
             let failed = open(&world.cluster, world.endpoint(), None, &tools.wheel).await;

@@ -677,13 +677,7 @@ mod tests {
             let world = World::new(&tools, settings());
             let (_, _tasks) = world.numbered();
             drop(finish(world.get().await).await);
-            let fresh = Checkout::open(
-                &world.pools,
-                &world.cluster,
-                world.endpoint(),
-                Freshness::Fresh,
-                None,
-            );
+            let fresh = Checkout::open(&world.pools, &world.cluster, 0, Freshness::Fresh, None);
             let fresh = start(fresh.await.unwrap(), Upload::empty()).unwrap();
             assert!(!fresh.is_reused());
             assert_eq!(finish(fresh).await, "1");

@@ -26,7 +26,7 @@ use crate::wire::{Drain, Service, Toolbox, http2};
 
 /// A cluster, one worker's pools, and the endpoint as a socket.
 pub(super) struct World {
-    pub(super) cluster: Cluster,
+    pub(super) cluster: Arc<Cluster>,
     pub(super) pools: Pools,
     pub(super) listener: Rc<UnixListener>,
     _folder: TempDir,
@@ -72,7 +72,7 @@ impl World {
             metrics: recorder.endpoint("app", "endpoint"),
         };
         Self {
-            cluster: Cluster {
+            cluster: Arc::new(Cluster {
                 name: "app".into(),
                 settings,
                 tls: None,
@@ -81,7 +81,7 @@ impl World {
                 balancer: Balancer::new(Policy::RoundRobin, &[member], 1),
                 state: Arc::default(),
                 metrics: recorder.cluster("app"),
-            },
+            }),
             pools: Pools::new(tools.wheel.clone(), WorkerId::new(0)),
             listener: Rc::new(listener),
             _folder: folder,
@@ -98,7 +98,7 @@ impl World {
     }
 
     pub(super) async fn checkout(&self) -> Result<Checkout, ConnectError> {
-        Checkout::open(&self.pools, &self.cluster, self.endpoint(), Freshness::Any, None).await
+        Checkout::open(&self.pools, &self.cluster, 0, Freshness::Any, None).await
     }
 
     /// Starts a GET.
