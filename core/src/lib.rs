@@ -10,20 +10,46 @@
 //! the promise; shared state is atomics, each with an `Ordering:` comment.
 //!
 //! Reading order: [`moment`], [`dice`], [`reason`], [`outcome`] are the vocabulary; [`deadline`] and [`slow_start`] are
-//! small; [`balance`] picks endpoints.
+//! small; [`balance`] picks endpoints. [`limit`], [`adaptive`], [`shed`] and [`rate`] say who must wait or go, [`breaker`]
+//! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`],
+//! [`outlier`] and [`ejection`] tell it what they know, [`self_health`] how far to believe them, and [`mod@panic`] says what
+//! to do when nobody is left.
 
 #![warn(missing_docs)]
 
+pub mod adaptive;
+pub mod arbiter;
+pub mod backoff;
 pub mod balance;
+pub mod breaker;
+pub mod budget;
 pub mod deadline;
 pub mod dice;
+pub mod ejection;
+pub mod health;
+pub mod heartbeat;
+pub mod hedge;
+pub mod histogram;
+pub mod limit;
+pub mod mode;
 pub mod moment;
 pub mod outcome;
+pub mod outlier;
+pub mod panic;
+pub mod phi;
+pub mod pulse;
+pub mod rate;
 pub mod reason;
+pub mod self_health;
+pub mod shed;
+pub mod shelf;
 pub mod slow_start;
+mod sync;
+pub mod window;
 
 pub use deadline::Deadline;
 pub use dice::Dice;
+pub use mode::Mode;
 pub use moment::Moment;
 pub use outcome::{Origin, Outcome};
 pub use reason::{Phase, Reason, TerminatedBy};
