@@ -32,6 +32,8 @@ const PATHS: &[&str] = &[
     "GET /api/v1/clusters/{cluster}",
     "GET /api/v1/clusters/{cluster}/endpoints",
     "PUT, DELETE /api/v1/clusters/{cluster}/endpoints/{address}/override",
+    "GET /api/v1/breakers",
+    "GET, PUT, DELETE /api/v1/breakers/{breaker}",
     "GET /api/v1/config",
     "GET /api/v1/events",
     "POST /api/v1/explain",

@@ -10,6 +10,7 @@
 //! Invariants: a request that changes something is refused unless it could not have come from a web page; no answer
 //! holds a secret; everything that is kept per operator (connections, streams, overrides) has a limit.
 
+mod breakers;
 mod events;
 mod explain;
 pub mod guard;
@@ -40,6 +41,7 @@ pub use inspect::{ActionView, Share};
 pub use readiness::Readiness;
 pub use serve::serve;
 
+use crate::net::clock::Clock;
 use crate::snapshot::cell::Cell;
 use crate::telemetry::{BuildInfo, Events, LogControl, Recorder};
 use problem::Problem;
@@ -49,6 +51,8 @@ use problem::Problem;
 pub struct Context {
     /// The snapshot in force.
     pub cell: Arc<Cell>,
+    /// The clock of the process.
+    pub clock: Clock,
     /// Renders the metrics.
     pub recorder: Arc<Recorder>,
     /// What changed.
@@ -187,6 +191,14 @@ pub fn router(context: &Arc<Context>) -> Router {
         .route(
             "/clusters/{cluster}/endpoints/{address}/override",
             put(operate::set_override).delete(operate::end_override),
+        )
+        .route("/breakers", get(breakers::list))
+        // Names of breakers may hold a slash.
+        .route(
+            "/breakers/{*id}",
+            get(breakers::breaker)
+                .put(breakers::order)
+                .delete(breakers::end_order),
         )
         .route("/config", get(inspect::config))
         .route("/events", get(events::events))

@@ -40,7 +40,7 @@ impl<S: Send + Sync> FromRequest<S> for Content {
 }
 
 /// The content as JSON; nothing at all counts as `{}`.
-fn read<T: DeserializeOwned>(Content(body): &Content) -> Result<T, Problem> {
+pub(super) fn read<T: DeserializeOwned>(Content(body): &Content) -> Result<T, Problem> {
     let text: &[u8] = match body.trim_ascii() {
         b"" => b"{}",
         // A list would be taken as the values of the fields in their order.
@@ -236,7 +236,7 @@ struct OverrideView {
 }
 
 /// A text of an operator, short and without control characters, because it goes to logs and screens.
-fn said(text: Option<String>, otherwise: &str) -> Result<String, Problem> {
+pub(super) fn said(text: Option<String>, otherwise: &str) -> Result<String, Problem> {
     let text = text.unwrap_or_else(|| otherwise.to_owned());
     if text.len() > 200 || text.chars().any(char::is_control) {
         return Err(Problem::new(

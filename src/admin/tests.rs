@@ -88,6 +88,7 @@ async fn served_with(security: Security) -> Served {
     let (log_subscriber, log) = subscriber(LogLevel::Info, LogFormat::Text, false, std::io::sink);
     let context = Arc::new(Context {
         cell: Arc::new(Cell::new(Arc::new(compiled.snapshot))),
+        clock: crate::net::clock::Clock::start(),
         recorder: Arc::new(Recorder::new(RecorderSettings::default())),
         events: Arc::new(Events::default()),
         log,
@@ -557,10 +558,12 @@ async fn every_part_of_the_snapshot_can_be_seen() {
         (&index["connections"], &index["requests_in_flight"]),
         (&json!(0), &json!(0))
     );
+    let breakers = served.get("/api/v1/breakers").await.json();
+    let breaker = breakers["breakers"][0]["id"].as_str().unwrap().to_owned();
     for entry in index["paths"].as_array().unwrap() {
         let (methods, path) = entry.as_str().unwrap().rsplit_once(' ').unwrap();
         if methods.starts_with("GET") {
-            let path = path.replace("{cluster}", "app");
+            let path = path.replace("{cluster}", "app").replace("{breaker}", &breaker);
             assert_eq!(served.get(&path).await.status, 200, "{path}");
         }
     }

@@ -10,6 +10,7 @@ pub mod sockets;
 pub mod supervisor;
 pub mod systemd;
 pub mod upgrade;
+mod upkeep;
 pub mod watch;
 pub mod worker;
 
@@ -189,9 +190,11 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     };
     let cell = Arc::new(Cell::new(Arc::new(snapshot)));
     let mut dice = Dice::new(seed);
+    let events = Arc::new(Events::default());
     let parts = worker::Parts {
         cell: Arc::clone(&cell),
         clock,
+        events: Arc::clone(&events),
         log: Arc::clone(&access),
         metrics: recorder.process(),
         load: Arc::new(Load::new(workers)),
@@ -206,9 +209,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         }
     };
     let (control, commands) = mpsc::channel(16);
-    let events = Arc::new(Events::default());
     let context = Arc::new(Context {
         cell: Arc::clone(&cell),
+        clock,
         recorder: Arc::clone(&recorder),
         events: Arc::clone(&events),
         log,

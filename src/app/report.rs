@@ -10,7 +10,7 @@ use crate::config::diagnostic::Diagnostics;
 use crate::config::render::{self, Look};
 use crate::config::{Document, show};
 use crate::snapshot::compile::Plan;
-use crate::snapshot::{Action, PerTry, Retry, RetryMethods, Snapshot, Target};
+use crate::snapshot::{Action, Breakers, PerTry, Retry, RetryMethods, Snapshot, Target};
 use crate::telemetry::{AccessLog, AccessOutput, Sink};
 
 /// What became of a reload, for people and for programs.
@@ -107,9 +107,10 @@ pub(super) fn banner(
         };
         let policies = match &route.action {
             Action::Forward(_) => format!(
-                "   {} · timeout {}",
+                "   {} · timeout {} · {}",
                 retry(route.retry.as_ref()),
-                duration(route.timeout)
+                duration(route.timeout),
+                breaker(&route.breakers)
             ),
             Action::Redirect(_) | Action::Direct(_) => String::new(),
         };
@@ -167,6 +168,24 @@ fn retry(retry: Option<&Retry>) -> String {
         PerTry::Auto | PerTry::Off => String::new(),
     };
     format!("retry {} ({methods}{per_try})", retry.num_retries)
+}
+
+fn breaker(breakers: &Breakers) -> String {
+    let (Some(guarded), scope) = (breakers.iter().next(), breakers.scope()) else {
+        return "breaker off".to_owned();
+    };
+    let settings = &guarded.settings;
+    let observes = if settings.mode.enforces() {
+        ""
+    } else {
+        ", observes"
+    };
+    let rate = settings.failure_rate.unwrap_or(1.0) * 100.0;
+    let window = duration(Some(settings.window));
+    format!(
+        "breaker {rate}% of {} in {window} ({scope}{observes})",
+        settings.min_requests
+    )
 }
 
 fn duration(duration: Option<Duration>) -> String {

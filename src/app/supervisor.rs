@@ -19,6 +19,7 @@ use super::drain::Leaving;
 use super::sockets::{Fresh, Sockets};
 use super::systemd;
 use super::upgrade::{NotReplaced, Successor};
+use super::upkeep::upkeep;
 use super::worker::{Handle, Order};
 use crate::admin::{Command, Context};
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent};
@@ -144,6 +145,7 @@ impl Supervisor {
     /// Runs until told to stop.
     pub async fn run(mut self) -> Ended {
         let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
+        let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 Some(signal) = self.inbox.signals.recv() => match signal {
@@ -173,6 +175,9 @@ impl Supervisor {
                     }
                 }
                 Some(files) = self.inbox.certificate_files.recv() => self.reload_certificates(&files),
+                _ = second.tick() => {
+                    upkeep(&self.cell.load(), &self.events, self.clock.now(), &mut self.dice);
+                }
                 _ = sweep.tick() => self.registry.sweep(self.clock.now()),
                 () = watchdog(self.watchdog) => told(systemd::watchdog()),
             }

@@ -26,7 +26,7 @@ use crate::server::Shared;
 use crate::server::listener::{Accepting, Load};
 use crate::snapshot::Listener;
 use crate::snapshot::cell::{Cell, Reader};
-use crate::telemetry::{AccessLog, ProcessMetrics, WorkerId};
+use crate::telemetry::{AccessLog, Events, ProcessMetrics, WorkerId};
 use crate::wire::{Drain, Toolbox};
 
 /// What a worker is told.
@@ -95,6 +95,8 @@ pub struct Parts {
     pub cell: Arc<Cell>,
     /// The clock of the process.
     pub clock: Clock,
+    /// What changes.
+    pub events: Arc<Events>,
     /// Access log.
     pub log: Arc<AccessLog>,
     /// Series of the process.
@@ -177,6 +179,7 @@ fn run(
             reader: Reader::new(Arc::clone(&parts.cell)),
             log: parts.log.writer(id),
             metrics: Arc::clone(&parts.metrics),
+            events: Arc::clone(&parts.events),
             wall: std::cell::Cell::new((Duration::ZERO, Moment::ZERO)),
         });
         tokio::task::spawn_local(flush_log(Rc::clone(&worker), Arc::clone(&parts.metrics)));

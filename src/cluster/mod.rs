@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bellwether_core::balance::{Balancer, Load, Members};
+use bellwether_core::breaker::{self, Breaker};
+use bellwether_core::budget::{self, Budget};
+use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
 use bellwether_core::{Dice, Moment};
 use smallvec::SmallVec;
@@ -64,6 +67,8 @@ pub struct Settings {
     pub max_in_flight_per_endpoint: Option<u32>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
+    /// How many retries the cluster can bear; none means any number.
+    pub retry_budget: Option<budget::Settings>,
     /// What hashing policies hash.
     pub hash_on: Vec<HashKey>,
 }
@@ -83,6 +88,8 @@ pub struct Cluster {
     pub endpoints: Box<[Endpoint]>,
     /// Picks among them; indices agree.
     pub balancer: Balancer,
+    /// What retries may cost.
+    pub budget: Option<Arc<Budget>>,
     /// What outlives the snapshot.
     pub state: Arc<ClusterState>,
     /// Its series.
@@ -93,6 +100,24 @@ pub struct Cluster {
 #[derive(Debug, Default)]
 pub struct ClusterState {
     in_flight: AtomicU32,
+    breakers: Shelf<Breaker>,
+    budgets: Shelf<Budget>,
+}
+
+impl ClusterState {
+    /// The breaker that all routes to the cluster share.
+    pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
+        self.breakers.take(
+            |breaker| breaker.fits(settings),
+            |last| Breaker::after(last.map(|last| &**last), settings, now),
+        )
+    }
+
+    /// The budget for retries of all routes to the cluster.
+    pub fn budget(&self, settings: &budget::Settings) -> Arc<Budget> {
+        self.budgets
+            .take(|budget| budget.fits(settings), |_| Budget::new(settings.window))
+    }
 }
 
 /// Endpoints that a request has tried already.

@@ -45,6 +45,7 @@ pub(super) fn settings() -> Settings {
         max_in_flight: None,
         max_in_flight_per_endpoint: None,
         slow_start: None,
+        retry_budget: None,
         hash_on: Vec::new(),
     }
 }
@@ -79,6 +80,7 @@ impl World {
                 transport: 0,
                 endpoints: Box::new([endpoint]),
                 balancer: Balancer::new(Policy::RoundRobin, &[member], 1),
+                budget: None,
                 state: Arc::default(),
                 metrics: recorder.cluster("app"),
             }),

@@ -7,7 +7,7 @@ use super::Config;
 use super::cluster::Cluster;
 use super::diagnostic::{Diagnostic, Diagnostics, Span};
 use super::listener::{Listener, Protocol};
-use super::policy::{ConsistencyPolicy, Policy};
+use super::policy::{BreakerScope, ConsistencyPolicy, Policy};
 use super::table::{Lower, Shown, Sp};
 
 /// The code of these errors.
@@ -16,10 +16,8 @@ pub const CODE: &str = "E0610";
 /// Keys whose defaults are not in force either, so `config show` leaves them out unless they are written.
 pub const UNPERFORMED: &[&str] = &[
     "adaptive_concurrency",
-    "circuit_breaker",
     "consistency",
     "dashboard",
-    "failure_when",
     "fallback",
     "fault",
     "fleet",
@@ -35,7 +33,6 @@ pub const UNPERFORMED: &[&str] = &[
     "priority",
     "queue_timeout",
     "rate_limit",
-    "retry_budget",
     "tracing",
     "zone_aware",
 ];
@@ -87,7 +84,13 @@ fn of_listener(listener: &Listener, refuse: &mut Refuse<'_>) {
 }
 
 fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
-    refuse.switch("circuit_breaker", &policy.circuit_breaker);
+    if let Some(breaker) = &policy.circuit_breaker.value {
+        let of_endpoints = matches!(
+            breaker.scope.value,
+            BreakerScope::Endpoint | BreakerScope::RouteEndpoint
+        );
+        refuse.when(of_endpoints, "circuit_breaker.scope", breaker.scope.span);
+    }
     refuse.switch("rate_limit", &policy.rate_limit);
     refuse.switch("hedge", &policy.hedge);
     refuse.switch("fallback", &policy.fallback);
@@ -103,7 +106,6 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
     refuse.when(differs, "consistency", consistency.key);
     refuse.unless("priority", &policy.priority, "normal");
     refuse.unless("operation", &policy.operation, "auto");
-    refuse.when(true, "failure_when", policy.failure_when.key);
 }
 
 fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
@@ -128,7 +130,6 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
         "load_balancing.zone_aware",
         cluster.load_balancing.zone_aware.key,
     );
-    refuse.switch("retry_budget", &cluster.retry_budget);
 }
 
 struct Refuse<'a> {

@@ -9,6 +9,7 @@ pub mod forwarded;
 pub mod grpc;
 pub mod hygiene;
 pub mod path;
+pub mod pushback;
 pub mod redirect;
 pub mod repeatable;
 pub mod replay;

@@ -20,9 +20,12 @@ use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, EndpointState};
+use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
+use crate::message::reply::REJECTED;
 use crate::message::{grpc, hygiene};
 use crate::net::wheel::Timer;
+use crate::snapshot::FailureWhen;
 use crate::telemetry::{
     AttemptEnd, CloseReason, ClusterMetrics, EndpointMetrics, OutcomeLabel, RetryTrigger, UpstreamFailure,
     WorkerId,
@@ -109,12 +112,18 @@ impl AttemptGuard {
     }
 
     /// The head of the answer arrived.
-    fn answered(&mut self, status: StatusCode, headers: &HeaderMap, now: Moment) {
+    fn answered(&mut self, status: StatusCode, headers: &HeaderMap, when: &FailureWhen, now: Moment) {
         self.rtt = Some(now.since(self.started));
         self.code = status.as_u16();
-        self.outcome = Some(judge_status(status));
+        let outcome = when.of_status(status, None);
+        self.outcome = Some(match outcome {
+            Outcome::Success => Outcome::Success,
+            // A proxy between us and the endpoint said so for itself.
+            _ if headers.contains_key(REJECTED) => Outcome::Ignored,
+            _ => when.of_status(status, self.hint(headers, now)),
+        });
         if let Some(code) = grpc::Code::of(headers) {
-            self.grpc(code.number());
+            self.grpc(code.number(), when);
         }
         if let Some(Outcome::Failure(_)) = self.outcome {
             self.cluster_metrics
@@ -123,16 +132,24 @@ impl AttemptGuard {
     }
 
     /// A gRPC status, in the head or in the trailers, is the last word.
-    pub(super) fn grpc(&mut self, code: u8) {
+    pub(super) fn grpc(&mut self, code: u8, when: &FailureWhen) {
         self.grpc = Some(code);
-        match code {
-            2 | 4 | 13 | 14 | 15 => {
-                self.outcome = Some(Outcome::Failure(Origin::Remote));
-                self.cluster_metrics
-                    .attempt_failed(self.id(), UpstreamFailure::Grpc);
+        match when.of_grpc(code) {
+            Outcome::Success => {}
+            outcome => {
+                if let Outcome::Failure(_) = outcome {
+                    self.cluster_metrics
+                        .attempt_failed(self.id(), UpstreamFailure::Grpc);
+                }
+                self.outcome = Some(outcome);
             }
-            8 => self.outcome = Some(Outcome::Pushback(None)),
-            _ => {}
+        }
+    }
+
+    fn hint(&self, headers: &HeaderMap, now: Moment) -> Option<Duration> {
+        match pushback(headers, self.worker.since_epoch(now))? {
+            Pushback::After(wait) => Some(wait),
+            Pushback::Never => None,
         }
     }
 
@@ -190,14 +207,6 @@ impl Drop for AttemptGuard {
             },
         );
         self.endpoint_metrics.attempt_ended(self.worker.id, outcome);
-    }
-}
-
-fn judge_status(status: StatusCode) -> Outcome {
-    match status.as_u16() {
-        500 | 502 | 503 | 504 => Outcome::Failure(Origin::Remote),
-        429 => Outcome::Pushback(None),
-        _ => Outcome::Success,
     }
 }
 
@@ -320,7 +329,9 @@ pub(super) async fn attempt(
             }
             Some(Ok(Answer::Final(mut head))) => {
                 let now = worker.tools.wheel.now();
-                guard.answered(head.status, &head.headers, now);
+                if let Some(route) = cx.route(&cx.view) {
+                    guard.answered(head.status, &head.headers, &route.failure_when, now);
+                }
                 cx.upstream += now.since(started);
                 if let Some(translated) = &translated {
                     translated.answer(&mut head);

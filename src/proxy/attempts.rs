@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::budget::{Denied, Spent};
 use bellwether_core::deadline::parse_grpc_timeout;
 use bellwether_core::{Phase, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
@@ -20,8 +21,9 @@ use super::{Interim, View, upgrade};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, NoPick, Tried};
 use crate::message::forwarded::Trust;
+use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
-use crate::message::reply::{self, Detail};
+use crate::message::reply::{self, Detail, REJECTED};
 use crate::message::{grpc, hygiene};
 use crate::route::{combined_hash, first_hash};
 use crate::snapshot::{PerTry, Retry, RetryMethods, Route, Target};
@@ -30,6 +32,14 @@ use crate::wire::Reply;
 
 /// Endpoints that may be tried beyond `num_retries` as long as none of them has seen anything of the request.
 const UNSEEN_TRIES: u32 = 5;
+/// Says which try this is, from the second on; believed from trusted peers only, as all fields of ours.
+const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
+/// Says that trying again has been tried.
+const NO_RETRY: HeaderName = HeaderName::from_static("x-bellwether-no-retry");
+/// How much later than asked a retry may come.
+const SPREAD: f64 = 0.2;
+/// A client that gives less time than this says nothing about who did not answer in it.
+const MIN_JUDGEABLE: Duration = Duration::from_millis(500);
 /// Asks for the debug fields; believed from trusted peers only.
 const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
 
@@ -68,18 +78,28 @@ pub(super) async fn attempts(
     };
     let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
     cx.cluster = Some(id);
+    if let Some(guarded) = route.breakers.toward(id) {
+        cx.ask_breaker(guarded)?;
+    }
+    // What another proxy of ours tries again is not tried again here: layers of retries multiply.
+    let is_retry = headers.contains_key(ATTEMPT);
+    if let (Some(budget), false) = (&cluster.budget, is_retry) {
+        budget.offer(cx.worker.tools.wheel.recent());
+    }
     let hash = cluster
         .balancer
         .policy()
         .is_hashing()
         .then(|| combined_hash(&cluster.settings.hash_on, &entered.key_source(cx, route, headers)));
     let repeatable = match &route.retry {
+        _ if is_retry || cx.is_probe() => false,
         Some(retry) => may_repeat(retry, &cx.method, entered, headers),
         None => false,
     };
     let debug = debug_wanted(view, headers);
     let rewritten = prepare(view, cx, route, cluster, entered, headers)?;
     let deadline = grpc_deadline(headers, route.timeout);
+    cx.hurried = deadline.is_some_and(|deadline| deadline < MIN_JUDGEABLE && Some(deadline) != route.timeout);
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
         cx.timer.set(cx.started.plus(timeout));
@@ -118,7 +138,14 @@ pub(super) async fn attempts(
                 return match last {
                     Last::Answer(answered) => {
                         tries.settle(cx, route, false);
-                        Ok(forward(cx, route, cluster, answered, debug))
+                        Ok(forward(
+                            cx,
+                            route,
+                            cluster,
+                            answered,
+                            debug,
+                            tries.counted.is_some(),
+                        ))
                     }
                     Last::Failure(reason) => Err(tries.failed(cx, route, reason)),
                     Last::None => Err(match no_pick {
@@ -138,6 +165,9 @@ pub(super) async fn attempts(
             tries.acted = Some(Reason::RetryExhausted);
         }
         tries.begin();
+        if cx.attempts > 0 {
+            headers.insert(ATTEMPT, HeaderValue::from(cx.attempts + 1));
+        }
         let endpoint = &cluster.endpoints[index];
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
             let mut values = entered.values(cx, &route.name);
@@ -175,7 +205,8 @@ pub(super) async fn attempts(
         match result {
             Ok(answered) => {
                 if let Some(trigger) = tries.retryable_answer(&answered)
-                    && tries.allow(cx, route, index, Exposure::Maybe, trigger)
+                    && tries.respects(cx, route, &answered.head.headers)
+                    && tries.allow(cx, route, cluster, index, Exposure::Maybe, trigger)
                 {
                     // Where there is no time for another try, this is the answer.
                     if tries.back_off(cx).await {
@@ -184,8 +215,17 @@ pub(super) async fn attempts(
                     }
                 }
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
-                mirror(view, cx, route, &sendable);
-                return Ok(forward(cx, route, cluster, answered, debug));
+                if !cx.is_probe() {
+                    mirror(view, cx, route, &sendable);
+                }
+                return Ok(forward(
+                    cx,
+                    route,
+                    cluster,
+                    answered,
+                    debug,
+                    tries.counted.is_some(),
+                ));
             }
             Err(failed) => {
                 cx.exposed(failed.exposure);
@@ -194,7 +234,7 @@ pub(super) async fn attempts(
                 }
                 let again = failed
                     .trigger
-                    .is_some_and(|trigger| tries.allow(cx, route, index, failed.exposure, trigger));
+                    .is_some_and(|trigger| tries.allow(cx, route, cluster, index, failed.exposure, trigger));
                 if !again {
                     return Err(tries.failed(cx, route, failed.reason));
                 }
@@ -239,6 +279,10 @@ struct Tries<'a> {
     /// What the last retry was counted under.
     counted: Option<RetryTrigger>,
     immediate: bool,
+    /// How long the last answer asked us to wait.
+    asked_for: Option<Duration>,
+    /// The present retry, as its cluster's budget counts it.
+    paid: Option<Spent>,
 }
 
 impl<'a> Tries<'a> {
@@ -257,6 +301,8 @@ impl<'a> Tries<'a> {
             allowed: None,
             counted: None,
             immediate: true,
+            asked_for: None,
+            paid: None,
         }
     }
 
@@ -283,6 +329,7 @@ impl<'a> Tries<'a> {
         &mut self,
         cx: &RequestCx,
         route: &Route,
+        cluster: &Cluster,
         index: usize,
         exposure: Exposure,
         trigger: RetryTrigger,
@@ -321,19 +368,64 @@ impl<'a> Tries<'a> {
             if self.spent >= retry.num_retries {
                 return veto(RetryVeto::Attempts);
             }
+            // A connection that ended while it was idle is nobody's failure, and a fresh one follows.
+            if trigger != RetryTrigger::Stale
+                && let Err(denied) = self.pay(cx, cluster)
+            {
+                return veto(denied);
+            }
             self.spent += 1;
             self.immediate = self.spent == 1;
             self.answered_by = Some(index);
         } else {
             // Each endpoint that refuses a connection is asked once; that costs nobody anything.
-            self.unseen += 1;
-            if self.unseen > UNSEEN_TRIES.max(retry.num_retries) || retry.num_retries == 0 {
+            if self.unseen >= UNSEEN_TRIES.max(retry.num_retries) || retry.num_retries == 0 {
                 return veto(RetryVeto::Attempts);
             }
+            self.unseen += 1;
         }
         self.tried.push(index_u32);
         self.allowed = Some(trigger);
         true
+    }
+
+    /// Pays for a try out of the cluster's budget.
+    fn pay(&mut self, cx: &RequestCx, cluster: &Cluster) -> Result<(), RetryVeto> {
+        let (Some(budget), Some(settings)) = (&cluster.budget, &cluster.settings.retry_budget) else {
+            return Ok(());
+        };
+        // The try before this one is over; what it was granted does not count twice.
+        self.paid = None;
+        let active = u32::try_from(cluster.metrics.in_flight()).unwrap_or(u32::MAX);
+        let now = cx.worker.tools.wheel.recent();
+        match budget.spend(settings, active, now) {
+            Ok(spent) => {
+                self.paid = Some(spent);
+                Ok(())
+            }
+            Err(Denied::Spent) => Err(RetryVeto::Budget),
+            Err(Denied::InFlight) => Err(RetryVeto::InFlightCap),
+        }
+    }
+
+    /// Whether an answer leaves us free to try again, and how long it asks us to wait first.
+    fn respects(&mut self, cx: &RequestCx, route: &Route, headers: &HeaderMap) -> bool {
+        let Some(retry) = self.retry else { return false };
+        let worker = &cx.worker;
+        let free = match pushback(headers, worker.since_epoch(worker.tools.wheel.recent())) {
+            // A proxy behind us has said no, or has tried for itself.
+            _ if headers.contains_key(REJECTED) || headers.contains_key(NO_RETRY) => false,
+            Some(Pushback::Never) => false,
+            Some(Pushback::After(wait)) => {
+                self.asked_for = Some(wait);
+                wait <= retry.retry_after_max
+            }
+            None => true,
+        };
+        if !free {
+            route.metrics.retry_vetoed(worker.id, RetryVeto::Pushback);
+        }
+        free
     }
 
     /// The share of the next try, as an armed timer.
@@ -370,12 +462,21 @@ impl<'a> Tries<'a> {
     /// ones wait with full jitter.
     async fn back_off(&mut self, cx: &mut RequestCx) -> bool {
         let Some(retry) = self.retry else { return true };
-        if self.immediate {
+        let asked_for = self.asked_for.take();
+        if self.immediate && asked_for.is_none() {
             return true;
         }
-        let (base, most) = retry.backoff;
-        let ceiling = base.saturating_mul(1 << self.spent.min(16)).min(most);
-        let wait = ceiling.mul_f64(cx.worker.dice.borrow_mut().unit());
+        let draw = cx.worker.dice.borrow_mut().unit();
+        let wait = match asked_for {
+            // A little later than asked, so that those who were told the same do not come together.
+            Some(asked_for) => asked_for.mul_f64(1.0 + SPREAD * draw),
+            None => {
+                let (base, most) = retry.backoff;
+                base.saturating_mul(1 << self.spent.min(16))
+                    .min(most)
+                    .mul_f64(draw)
+            }
+        };
         cx.phase = Phase::Queue;
         let wheel = cx.worker.tools.wheel.clone();
         let mut sleep = std::pin::pin!(wheel.sleep_until(wheel.now().plus(wait)));
@@ -475,6 +576,7 @@ fn forward(
     cluster: &Cluster,
     answered: Answered,
     debug: bool,
+    tried_again: bool,
 ) -> Forwarded {
     let Answered { mut head, rest } = answered;
     cx.status = head.status.as_u16();
@@ -487,6 +589,18 @@ fn forward(
         None
     };
     hygiene::clean_response(&mut head.headers);
+    if head.status.is_server_error() {
+        // For proxies of ours in front of us; nobody else is told.
+        match cx.view.hop.trust() {
+            Trust::Trusted if tried_again => {
+                head.headers.insert(NO_RETRY, HeaderValue::from_static("1"));
+            }
+            Trust::Trusted => {}
+            Trust::Untrusted => {
+                head.headers.remove(NO_RETRY);
+            }
+        }
+    }
     if let Some(protocol) = protocol {
         head.headers.insert(header::UPGRADE, protocol);
     }

@@ -176,7 +176,9 @@ impl http_body::Body for Body {
                             hygiene::filter_trailers(&mut trailers);
                             if let Some(code) = grpc::Code::of(&trailers) {
                                 request.grpc_status = Some(code.number());
-                                streaming.attempt.grpc(code.number());
+                                if let Some(route) = request.route(&request.view) {
+                                    streaming.attempt.grpc(code.number(), &route.failure_when);
+                                }
                             }
                             Frame::trailers(trailers)
                         }

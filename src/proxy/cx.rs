@@ -8,9 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::breaker::Permit;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, TerminatedBy};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, Uri, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 
 use super::attempt::Exposure;
 use super::{View, Worker, fresh_id};
@@ -23,8 +24,8 @@ use crate::message::template::Values;
 use crate::message::trace::TraceContext;
 use crate::net::PeerInfo;
 use crate::net::wheel::Timer;
-use crate::snapshot::{ClusterId, Route, RouteSeat};
-use crate::telemetry::{AccessRecord, OutcomeLabel, RequestEnd, RouteMetrics};
+use crate::snapshot::{ClusterId, FailureWhen, Guarded, Route, RouteSeat};
+use crate::telemetry::{AccessRecord, BreakerCall, OutcomeLabel, RequestEnd, RouteMetrics};
 use crate::wire::{Early, Inbound};
 
 /// One request.
@@ -48,6 +49,12 @@ pub(crate) struct RequestCx {
     pub(super) seat: Option<RouteSeat>,
     pub(super) cluster_seat: Option<Seat>,
     pub(super) cluster: Option<ClusterId>,
+    /// The right to pass the breaker in the way; owed a verdict.
+    permit: Option<Permit>,
+    /// The client gave less time than anybody can be judged by.
+    pub(super) hurried: bool,
+    /// When it is worth asking again.
+    pub(super) retry_after: Option<Duration>,
     pub(super) endpoint: Option<u32>,
     pub(super) replay: Replay,
     /// Deadlines of the route: until the answer's head, then between bytes.
@@ -111,6 +118,9 @@ impl RequestCx {
             seat: None,
             cluster_seat: None,
             cluster: None,
+            permit: None,
+            hurried: false,
+            retry_after: None,
             endpoint: None,
             replay: Replay::none(),
             timer: worker.tools.wheel.timer(),
@@ -154,6 +164,88 @@ impl RequestCx {
     /// The identity in the client's certificate.
     pub(super) fn tls_peer(&self) -> Option<&str> {
         self.peer.tls.as_ref()?.peer_names.first().map(|name| &**name)
+    }
+
+    /// Asks the breaker in the way, if there is one.
+    pub(super) fn ask_breaker(&mut self, guarded: &Guarded) -> Result<(), Reason> {
+        let worker = &self.worker;
+        let now = worker.tools.wheel.recent();
+        let admission = guarded
+            .breaker
+            .admit(&guarded.settings, now, &mut worker.dice.borrow_mut());
+        if let Some(change) = &admission.change {
+            guarded.changed(worker.id, &worker.events, self.view.snapshot.generation, change);
+        }
+        match admission.verdict {
+            Ok(permit) => {
+                let answer = match () {
+                    () if permit.is_probe() => BreakerCall::Probe,
+                    () if permit.is_shadow() => BreakerCall::WouldReject,
+                    () => BreakerCall::Admitted,
+                };
+                guarded.metrics.called(worker.id, answer);
+                self.permit = Some(permit);
+                Ok(())
+            }
+            Err(refused) => {
+                guarded.metrics.called(worker.id, BreakerCall::Rejected);
+                // Whole seconds are sent, and 0 would mean at once.
+                self.retry_after = Some(refused.retry_after.max(Duration::from_secs(1)));
+                Err(Reason::BreakerOpen)
+            }
+        }
+    }
+
+    /// Whether this request finds out for a breaker: it is sent once, and no copy of it.
+    pub(super) fn is_probe(&self) -> bool {
+        self.permit.as_ref().is_some_and(Permit::is_probe)
+    }
+
+    /// Tells the breaker how the request went.
+    fn tell_breaker(&mut self, now: Moment) {
+        let Some(permit) = self.permit.take() else { return };
+        let route = self.route(&self.view);
+        let Some((route, guarded)) = route
+            .zip(self.cluster)
+            .and_then(|(route, cluster)| Some((route, route.breakers.toward(cluster)?)))
+        else {
+            return;
+        };
+        let waited = self.ttfb.unwrap_or_else(|| now.since(self.started));
+        let slow = guarded.slow.is_some_and(|slow| waited > slow);
+        let outcome = match self.verdict(&route.failure_when) {
+            Outcome::Success if slow => Outcome::Slow,
+            // A client that gave up on a slow answer says as much as the slow answer would have.
+            Outcome::Ignored if slow && self.reason == Some(Reason::ClientClosed) => Outcome::Slow,
+            outcome => outcome,
+        };
+        let worker = &self.worker;
+        let mut dice = worker.dice.borrow_mut();
+        let change = guarded
+            .breaker
+            .record(&guarded.settings, permit, outcome, now, &mut dice);
+        if let Some(change) = &change {
+            guarded.changed(worker.id, &worker.events, self.view.snapshot.generation, change);
+        }
+    }
+
+    /// How the request went, for its breaker: what we refused ourselves says nothing.
+    fn verdict(&self, when: &FailureWhen) -> Outcome {
+        match self.reason {
+            Some(Reason::NoEndpoint) => Outcome::Ignored,
+            Some(Reason::UpstreamTimeout) if self.hurried => Outcome::Ignored,
+            Some(reason) => match reason.fault() {
+                TerminatedBy::Upstream | TerminatedBy::Timeout => Outcome::Failure(Origin::Local),
+                _ => Outcome::Ignored,
+            },
+            None => {
+                let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
+                match (when.of_status(status, None), self.grpc_status) {
+                    (Outcome::Success, Some(code)) => when.of_grpc(code),
+                    (outcome, _) => outcome,
+                }
+            }
+        }
     }
 
     /// The request ends here, for this reason.
@@ -207,6 +299,7 @@ impl RequestCx {
             detail: self.detail.as_deref(),
             attempts: self.attempts,
             outcome: self.write_outcome(),
+            retry_after: self.retry_after,
             ..reply::Reply::new(reason, &self.request_id)
         }
         .response(format, view.listener.detail)
@@ -327,6 +420,7 @@ impl Drop for RequestCx {
         }
         let now = self.worker.tools.wheel.now();
         let total = now.since(self.started);
+        self.tell_breaker(now);
         let metrics = self.metrics();
         if self.route.is_none() {
             metrics.request_started(self.worker.id);

@@ -60,14 +60,21 @@ impl Blueprint {
             })
             .collect();
         let balancer = Balancer::new(self.policy, &specs, registry.seed(&self.name));
+        let state = registry.cluster(&self.name);
+        let budget = self
+            .settings
+            .retry_budget
+            .as_ref()
+            .map(|settings| state.budget(settings));
         Cluster {
             name: Arc::clone(&self.name),
             settings: self.settings.clone(),
+            budget,
             tls: self.tls.clone(),
             transport: self.transport,
             endpoints,
             balancer,
-            state: registry.cluster(&self.name),
+            state,
             metrics: registry.recorder().cluster(&self.name),
         }
     }

@@ -8,6 +8,8 @@ pub mod blueprint;
 pub mod cell;
 pub mod compile;
 pub mod diff;
+pub mod failure;
+pub mod guard;
 pub mod registry;
 pub mod route;
 
@@ -20,6 +22,8 @@ pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, Rou
 pub use blueprint::with_members;
 pub use compile::{Compiled, Plan, check_restart_only, compile, dry_run};
 pub use diff::{Difference, Outline};
+pub use failure::FailureWhen;
+pub use guard::{Breakers, Guarded};
 pub use registry::Registry;
 
 use crate::cluster::Cluster;

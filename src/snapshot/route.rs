@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bellwether_core::Moment;
+use bellwether_core::breaker::{self, Breaker};
+use bellwether_core::shelf::Shelf;
 use http::{HeaderName, Method, StatusCode};
 
-use super::ClusterId;
+use super::{Breakers, ClusterId, FailureWhen};
 use crate::message::direct_response::DirectResponse;
 use crate::message::edits::HeaderEdits;
 use crate::message::redirect::Redirect;
@@ -41,6 +44,10 @@ pub struct Route {
     pub max_duration: Option<Duration>,
     /// Further tries; none when off.
     pub retry: Option<Retry>,
+    /// What counts as failure.
+    pub failure_when: FailureWhen,
+    /// What stops it when it fails.
+    pub breakers: Breakers,
     /// Requests in flight.
     pub max_in_flight: Option<u32>,
     /// What outlives the snapshot.
@@ -157,6 +164,17 @@ pub enum PerTry {
 #[derive(Debug, Default)]
 pub struct RouteState {
     in_flight: AtomicU32,
+    breakers: Shelf<Breaker>,
+}
+
+impl RouteState {
+    /// The breaker of the route.
+    pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
+        self.breakers.take(
+            |breaker| breaker.fits(settings),
+            |last| Breaker::after(last.map(|last| &**last), settings, now),
+        )
+    }
 }
 
 /// One request's place under a route's limit; dropping it gives the place back.

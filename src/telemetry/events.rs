@@ -25,6 +25,8 @@ const BEHIND: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
+    /// A circuit breaker.
+    Breaker,
     /// The health of an endpoint.
     Health,
     /// The members of a cluster.
@@ -44,6 +46,7 @@ pub enum EventKind {
 impl EventKind {
     /// Every kind.
     pub const ALL: &'static [Self] = &[
+        Self::Breaker,
         Self::Health,
         Self::Discovery,
         Self::Config,
@@ -56,6 +59,7 @@ impl EventKind {
     /// The word in the stream.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Breaker => "breaker",
             Self::Health => "health",
             Self::Discovery => "discovery",
             Self::Config => "config",

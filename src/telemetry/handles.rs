@@ -12,12 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bellwether_core::Reason;
+use bellwether_core::breaker::{CHANGES, State, Transition};
+use bellwether_core::window::Counts;
 
 use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
 use super::labels::{
-    CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
-    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
+    DeadlineStage, Direction, DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label,
+    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
+    UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].
@@ -221,6 +224,79 @@ pub enum Shown {
     Yes,
     /// It is not.
     No,
+}
+
+/// A circuit breaker by what it guards: what it did with requests, and how it stood when last looked at.
+#[derive(Debug)]
+pub struct BreakerMetrics {
+    pub(crate) scope: &'static str,
+    pub(crate) route: Arc<str>,
+    pub(crate) cluster: Arc<str>,
+    pub(crate) cells: Sharded<BreakerBlock>,
+    pub(crate) seen: parking_lot::Mutex<BreakerSeen>,
+}
+
+/// How a breaker stood when last looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct BreakerSeen {
+    /// Its state.
+    pub state: State,
+    /// What its window held.
+    pub counts: Counts,
+    /// Seconds since 1970 at which it tries again; 0 when it is not open.
+    pub open_until: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct BreakerBlock {
+    pub(crate) calls: [Cell64; BreakerCall::COUNT],
+    pub(crate) changes: [Cell64; CHANGES.len()],
+}
+
+impl Block for BreakerBlock {
+    fn empty(_: &Layout) -> Self {
+        Self {
+            calls: Default::default(),
+            changes: Default::default(),
+        }
+    }
+}
+
+impl BreakerMetrics {
+    pub(crate) fn new(scope: &'static str, route: Arc<str>, cluster: Arc<str>, layout: &Arc<Layout>) -> Self {
+        Self {
+            scope,
+            route,
+            cluster,
+            cells: Sharded::new(layout),
+            seen: parking_lot::Mutex::new(BreakerSeen {
+                state: State::Closed,
+                counts: Counts::default(),
+                open_until: 0,
+            }),
+        }
+    }
+
+    /// A request asked.
+    #[inline]
+    pub fn called(&self, worker: WorkerId, answer: BreakerCall) {
+        let slot = self.cells.at(worker);
+        slot.block.calls[answer.index()].add(slot.access, 1);
+    }
+
+    /// The state changed.
+    pub fn changed(&self, worker: WorkerId, change: &Transition) {
+        let kind = (change.to, change.cause);
+        if let Some(index) = CHANGES.iter().position(|known| *known == kind) {
+            let slot = self.cells.at(worker);
+            slot.block.changes[index].add(slot.access, 1);
+        }
+    }
+
+    /// How it stands.
+    pub fn show(&self, seen: BreakerSeen) {
+        *self.seen.lock() = seen;
+    }
 }
 
 /// A cluster by name: attempts, connections, health, discovery.

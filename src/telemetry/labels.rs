@@ -5,6 +5,7 @@
 //! exported as 0 from the start: `rate()` then sees the first event instead of a series that appears at 1.
 //! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
 
+use bellwether_core::breaker::State;
 use bellwether_core::{Outcome, Reason};
 
 /// A closed list of words for one label.
@@ -90,6 +91,18 @@ labels! {
         Status = "status",
         /// A gRPC status the route calls a failure.
         Grpc = "grpc",
+    }
+
+    /// What a circuit breaker did with a request.
+    BreakerCall {
+        /// Let it pass.
+        Admitted = "admitted",
+        /// Let it pass as one of the few that find out.
+        Probe = "probe",
+        /// Refused it.
+        Rejected = "rejected",
+        /// Let it pass because it only observes.
+        WouldReject = "would_reject",
     }
 
     /// Where bytes go, as label `direction`.
@@ -262,6 +275,10 @@ labels! {
         NoOtherEndpoint = "no_other_endpoint",
         /// The upstream asked not to.
         Pushback = "pushback",
+        /// The retry budget of the cluster is spent.
+        Budget = "budget",
+        /// Too many retries are running already.
+        InFlightCap = "in_flight_cap",
     }
 
     /// Where a deadline was found expired.
@@ -332,6 +349,16 @@ impl From<Outcome> for OutcomeLabel {
             Outcome::Pushback(_) => Self::Pushback,
             Outcome::Ignored => Self::Ignored,
         }
+    }
+}
+
+impl Label for State {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn word(self) -> &'static str {
+        self.name()
     }
 }
 

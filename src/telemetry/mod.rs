@@ -26,8 +26,8 @@ pub use cells::{Bounds, WorkerId};
 pub use diagnostics::{LogControl, LogFormat, LogLevel};
 pub use events::{Change, EVENTS_KEPT, Event, EventKind, Events};
 pub use handles::{
-    AttemptEnd, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics, ProcessMetrics, RequestEnd,
-    RouteMetrics, Shown,
+    AttemptEnd, BreakerMetrics, BreakerSeen, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics,
+    ProcessMetrics, RequestEnd, RouteMetrics, Shown,
 };
 pub use labels::*;
 pub use process::ProcessUsage;

@@ -47,6 +47,8 @@ pub enum Unit {
     Bytes,
     /// 0 or 1.
     Flag,
+    /// 0 to 1.
+    Ratio,
 }
 
 impl Unit {
@@ -57,6 +59,7 @@ impl Unit {
             Self::Seconds => "seconds",
             Self::Bytes => "bytes",
             Self::Flag => "0 or 1",
+            Self::Ratio => "0 to 1",
         }
     }
 }
@@ -149,6 +152,22 @@ register! {
             "TLS handshakes, by how they ended";
         CERTIFICATE_NOT_AFTER = Gauge "bellwether_certificate_not_after_timestamp_seconds" Seconds ["name"]
             "When a certificate in use ends";
+    }
+    "Circuit breakers" {
+        BREAKER_STATE = Gauge "bellwether_breaker_state" Flag ["scope", "route", "cluster", "state"]
+            "State of a circuit breaker; 1 for the current one";
+        BREAKER_TRANSITIONS = Counter "bellwether_breaker_transitions_total" Count ["scope", "route", "cluster", "to", "reason"]
+            "Changes of state of a circuit breaker, by why";
+        BREAKER_CALLS = Counter "bellwether_breaker_calls_total" Count ["scope", "route", "cluster", "result"]
+            "Requests that asked a circuit breaker, by its answer";
+        BREAKER_FAILURE_RATIO = Gauge "bellwether_breaker_window_failure_ratio" Ratio ["scope", "route", "cluster"]
+            "Share of failures in the window of a circuit breaker";
+        BREAKER_SLOW_RATIO = Gauge "bellwether_breaker_window_slow_ratio" Ratio ["scope", "route", "cluster"]
+            "Share of slow requests in the window of a circuit breaker";
+        BREAKER_REQUESTS = Gauge "bellwether_breaker_window_requests" Count ["scope", "route", "cluster"]
+            "Requests in the window of a circuit breaker";
+        BREAKER_OPEN_UNTIL = Gauge "bellwether_breaker_open_until_timestamp_seconds" Seconds ["scope", "route", "cluster"]
+            "When an open circuit breaker tries again (0: it is not open)";
     }
     "Endpoints and health" {
         ENDPOINTS = Gauge "bellwether_endpoints" Count ["cluster", "state"]

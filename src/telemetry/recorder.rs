@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::cells::{Bounds, Layout};
-use super::handles::{ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics};
+use super::handles::{
+    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics,
+};
 use super::process::ProcessUsage;
 use super::scrape::Scrape;
 
@@ -118,6 +120,8 @@ impl<H> Entry<H> {
     }
 }
 
+/// Scope, route and cluster; empty where a scope has none.
+type BreakerKey = (&'static str, Arc<str>, Arc<str>);
 type Named<H> = BTreeMap<Arc<str>, Entry<H>>;
 
 #[derive(Debug)]
@@ -127,6 +131,8 @@ struct Known {
     listeners: Named<ListenerMetrics>,
     routes: Named<RouteMetrics>,
     clusters: Named<ClusterMetrics>,
+    /// By scope, route and cluster.
+    breakers: BTreeMap<BreakerKey, Entry<BreakerMetrics>>,
     /// By cluster, then by endpoint.
     endpoints: BTreeMap<Arc<str>, Named<EndpointMetrics>>,
     /// How often an endpoint found no place of its own.
@@ -167,6 +173,7 @@ impl Recorder {
                 listeners: BTreeMap::new(),
                 routes: BTreeMap::new(),
                 clusters: BTreeMap::new(),
+                breakers: BTreeMap::new(),
                 endpoints: BTreeMap::new(),
                 folded: 0,
             }),
@@ -217,6 +224,20 @@ impl Recorder {
         })
     }
 
+    /// The handle of the breaker of `scope` that guards this route or cluster; empty names where the scope has none.
+    pub fn breaker(&self, scope: &'static str, route: &str, cluster: &str) -> Arc<BreakerMetrics> {
+        let key: BreakerKey = (scope, route.into(), cluster.into());
+        let mut known = self.known.lock();
+        let entry = known
+            .breakers
+            .entry(key)
+            .or_insert_with_key(|(scope, route, cluster)| {
+                let (route, cluster) = (Arc::clone(route), Arc::clone(cluster));
+                Entry::new(Arc::new(BreakerMetrics::new(scope, route, cluster, &self.layout)))
+            });
+        Arc::clone(&entry.handle)
+    }
+
     /// The handle of this endpoint, or, when the cluster already has `max_endpoints` of them, the one all others share.
     pub fn endpoint(&self, cluster: &str, endpoint: &str) -> Arc<EndpointMetrics> {
         let mut known = self.known.lock();
@@ -257,6 +278,11 @@ impl Recorder {
         let listeners = handles(&known.listeners);
         let routes = handles(&known.routes);
         let clusters = handles(&known.clusters);
+        let breakers: Vec<_> = known
+            .breakers
+            .values()
+            .map(|entry| Arc::clone(&entry.handle))
+            .collect();
         let endpoints: Vec<_> = known.endpoints.values().flat_map(handles).collect();
         let folded = known.folded;
         let labels = known.labels.clone();
@@ -269,6 +295,9 @@ impl Recorder {
         scrape.route(&self.unrouted);
         for route in &routes {
             scrape.route(route);
+        }
+        for breaker in &breakers {
+            scrape.breaker(breaker);
         }
         for cluster in &clusters {
             scrape.cluster(cluster);
@@ -290,6 +319,7 @@ impl Recorder {
         known.listeners.retain(|_, entry| entry.keep(now));
         known.routes.retain(|_, entry| entry.keep(now));
         known.clusters.retain(|_, entry| entry.keep(now));
+        known.breakers.retain(|_, entry| entry.keep(now));
         for named in known.endpoints.values_mut() {
             named.retain(|_, entry| entry.keep(now));
         }
@@ -332,6 +362,7 @@ mod tests {
     fn a_scrape_of_everything_is_strictly_valid_and_lists_only_the_register() {
         let recorder = recorder();
         let (_l, _r) = (recorder.listener("web"), recorder.route("api"));
+        let _b = recorder.breaker("route", "api", "");
         let (cluster, _e) = (
             recorder.cluster("backend"),
             recorder.endpoint("backend", "10.0.0.1:80"),

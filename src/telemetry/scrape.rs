@@ -10,15 +10,19 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use bellwether_core::Reason;
+use bellwether_core::breaker::{CHANGES, State};
 use metrics::{Key, KeyName, Label as KeyLabel, Level, Metadata, Recorder as _, SharedString};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use super::cells::{Bounds, Code, CodeSums, HistogramSum};
-use super::handles::{ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics};
+use super::handles::{
+    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics,
+};
 use super::labels::{
-    CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
-    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
+    DeadlineStage, Direction, DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label,
+    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
+    UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;
@@ -50,7 +54,7 @@ impl Scrape {
                 SharedString::const_str(metric.help),
             );
             let unit = match metric.unit {
-                Unit::Count | Unit::Flag => metrics::Unit::Count,
+                Unit::Count | Unit::Flag | Unit::Ratio => metrics::Unit::Count,
                 Unit::Seconds => metrics::Unit::Seconds,
                 Unit::Bytes => metrics::Unit::Bytes,
             };
@@ -116,7 +120,7 @@ impl Scrape {
     ) {
         let unit = match metric.unit {
             Unit::Seconds => 1e9,
-            Unit::Count | Unit::Bytes | Unit::Flag => 1.0,
+            Unit::Count | Unit::Bytes | Unit::Flag | Unit::Ratio => 1.0,
         };
         let labels = self.labels(metric, values);
         let comma = if labels.is_empty() { "" } else { "," };
@@ -237,6 +241,29 @@ impl Scrape {
         self.words::<DeadlineStage>(names::DEADLINE_EXPIRED, name, |stage| {
             cells.sum(|b| &b.deadlines[stage.index()])
         });
+    }
+
+    pub(crate) fn breaker(&self, breaker: &BreakerMetrics) {
+        let (cells, seen) = (&breaker.cells, *breaker.seen.lock());
+        let name = [breaker.scope, &breaker.route, &breaker.cluster];
+        let [scope, route, cluster] = name;
+        for state in State::ALL {
+            let is = flag(state == seen.state);
+            self.gauge(names::BREAKER_STATE, &[scope, route, cluster, state.name()], is);
+        }
+        for (index, (to, cause)) in CHANGES.iter().enumerate() {
+            let count = cells.sum(|b| &b.changes[index]);
+            let labels = [scope, route, cluster, to.name(), cause.name()];
+            self.counter(names::BREAKER_TRANSITIONS, &labels, count);
+        }
+        for call in BreakerCall::ALL {
+            let count = cells.sum(|b| &b.calls[call.index()]);
+            self.counter(names::BREAKER_CALLS, &[scope, route, cluster, call.word()], count);
+        }
+        self.gauge(names::BREAKER_FAILURE_RATIO, &name, seen.counts.failure_rate());
+        self.gauge(names::BREAKER_SLOW_RATIO, &name, seen.counts.slow_rate());
+        self.gauge(names::BREAKER_REQUESTS, &name, f64::from(seen.counts.total));
+        self.gauge(names::BREAKER_OPEN_UNTIL, &name, seen.open_until as f64);
     }
 
     pub(crate) fn cluster(&mut self, cluster: &ClusterMetrics) {

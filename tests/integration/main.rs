@@ -17,6 +17,7 @@
 #![allow(unreachable_pub, reason = "one binary; nothing is public")]
 
 mod balancing;
+mod breaker;
 mod commands;
 mod discovery;
 mod floods;

@@ -1,3 +1,5 @@
+//! Breakers: each rule, the scenarios by number, any sequence of calls, and threads.
+
 use proptest::prelude::*;
 
 use super::*;

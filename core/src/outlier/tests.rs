@@ -1,3 +1,5 @@
+//! Ejection: the tests by number, what is told apart and what is not, caps, and threads.
+
 use super::*;
 use proptest::prelude::*;
 

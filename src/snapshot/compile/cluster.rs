@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::balance::Policy;
+use bellwether_core::budget;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
@@ -113,6 +114,15 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
+        retry_budget: cluster
+            .retry_budget
+            .value
+            .as_ref()
+            .map(|budget| budget::Settings {
+                share: budget.percent.fraction(),
+                per_second: budget.min_per_second.value,
+                window: budget.window.value,
+            }),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
     }
 }

@@ -65,6 +65,11 @@ impl Context<'_> {
         self.out.push(Diagnostic::error(code, message).at(at, label));
     }
 
+    fn cluster_name(&self, id: ClusterId) -> Option<&str> {
+        let mut known = self.clusters.iter();
+        known.find(|(_, known)| **known == id).map(|(name, _)| *name)
+    }
+
     fn cluster(&mut self, name: &crate::config::Sp<String>) -> Option<ClusterId> {
         let found = self.clusters.get(name.value.as_str()).copied();
         if found.is_none() {

@@ -55,6 +55,9 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
     let response_headers = policy::edits(route.response_headers.as_ref(), cx);
     let retry = policy::retry(policy, cx);
     let (matches, action) = (matches?, action?);
+    let state = cx.registry.route(&name);
+    let failure_when = policy::failure_when(policy);
+    let breakers = policy::breakers(policy, &name, &state, &action, cx);
     Some(Made {
         route: Arc::new(Route {
             origin: cx.out.sources.origin(route.span).into(),
@@ -70,7 +73,9 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
             max_duration: policy.max_duration.value,
             retry,
             max_in_flight: policy.max_in_flight.value,
-            state: cx.registry.route(&name),
+            failure_when,
+            breakers,
+            state,
             metrics: cx.registry.recorder().route(&name),
             name,
         }),

@@ -447,11 +447,16 @@ impl Proxy {
 
     /// `POST` on the admin address, with what it asks of those who change something.
     pub(crate) async fn admin_post(&self, path: &str, body: &str) -> Answer {
+        self.admin_ask("POST", path, body).await
+    }
+
+    /// The same with any method.
+    pub(crate) async fn admin_ask(&self, method: &str, path: &str, body: &str) -> Answer {
         let fields = format!(
             "host: {}\r\ncontent-type: application/json\r\nx-bellwether-admin: 1\r\n",
             self.admin()
         );
-        client::ask(self.admin(), "POST", path, &fields, body.as_bytes()).await
+        client::ask(self.admin(), method, path, &fields, body.as_bytes()).await
     }
 
     pub(crate) async fn metrics(&self) -> Metrics {

@@ -1,0 +1,21 @@
+//! What happens by the passing of time alone: breakers whose time is over, and gauges that tell how they stand.
+//!
+//! Requests do all of this too when they come by. This is for the time when none comes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bellwether_core::{Dice, Moment};
+
+use crate::snapshot::Snapshot;
+use crate::telemetry::{Events, WorkerId};
+
+/// Lets time pass for everything in `snapshot`. To be called about once a second.
+pub(super) fn upkeep(snapshot: &Snapshot, events: &Events, now: Moment, dice: &mut Dice) {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for guarded in snapshot.routes.iter().flat_map(|route| route.breakers.iter()) {
+        if let Some(change) = guarded.breaker.tick(&guarded.settings, now, dice) {
+            guarded.changed(WorkerId::CONTROL, events, snapshot.generation, &change);
+        }
+        guarded.report(now, since_epoch);
+    }
+}
