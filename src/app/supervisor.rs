@@ -2,7 +2,7 @@
 //!
 //! One task on the control runtime owns every change: files, signals, operators, discovery and checks all send it
 //! messages, and it alone compiles, binds, publishes and starts or stops tasks. Starting is a reload from nothing. How
-//! a configuration is taken up is in [`super::reload`], how the process ends in [`super::drain`].
+//! a configuration is taken up is in `reload`, how the process ends in `drain`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
