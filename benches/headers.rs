@@ -69,6 +69,7 @@ fn main() {
                 &parsed.method,
                 target.as_bytes(),
                 black_box(&clean),
+                &[],
                 parsed.framing,
                 Connection::KeepAlive,
             );

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Version};
 use http1::{encode, head};
-use message::forwarded::{Hop, Scheme, Trust};
+use message::forwarded::{Added, Hop, Scheme, Trust};
 use message::{hygiene, trace};
 
 /// Fields of one hop; `connection` and framing are ours on the way out.
@@ -52,8 +52,11 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let before = headers.clone();
     hygiene::clean_request(&mut headers, Trust::Untrusted);
     trace::take(&mut headers);
-    Hop::new([192, 0, 2, 1].into(), Scheme::Http, 80, Trust::Untrusted).write(&mut headers, &host);
-    hygiene::append_via(&mut headers, request.version);
+    let hop = Hop::new([192, 0, 2, 1].into(), Scheme::Http, 80, Trust::Untrusted);
+    let mut added = Added::new();
+    let value = HeaderValue::from_str(&host).expect("a host is a value");
+    hop.write(&mut headers, &mut added, &value);
+    added.push(hygiene::via(request.version));
     // Whatever `connection` named, what a service or a check relies on is still there.
     for name in [
         header::AUTHORIZATION,
@@ -81,6 +84,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         &request.method,
         path.as_bytes(),
         &headers,
+        &added,
         request.framing,
         encode::Connection::KeepAlive,
     );

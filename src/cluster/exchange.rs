@@ -27,6 +27,8 @@ pub struct Outgoing<'a> {
     pub target: &'a [u8],
     /// End-to-end fields, `host` included.
     pub headers: &'a HeaderMap,
+    /// Fields that we add to them.
+    pub added: &'a [(HeaderName, HeaderValue)],
     /// The protocol of an upgrade.
     pub upgrade: Option<&'a HeaderValue>,
 }
@@ -138,6 +140,7 @@ impl Exchange {
                     method: outgoing.method,
                     target: outgoing.target,
                     headers: outgoing.headers,
+                    added: outgoing.added,
                     upgrade: outgoing.upgrade,
                 };
                 let exchange = Box::new(http1::client::Exchange::start(connection, &line, body));
@@ -310,6 +313,10 @@ fn from_http2(error: http2::client::ExchangeError) -> ExchangeError {
 /// by `x-forwarded-proto`.
 fn http2_request(outgoing: &Outgoing<'_>, secure: bool) -> Result<Request<()>, ExchangeError> {
     let mut headers = outgoing.headers.clone();
+    headers.reserve(outgoing.added.len());
+    for (name, value) in outgoing.added {
+        headers.append(name, value.clone());
+    }
     let host = headers.remove(header::HOST);
     let invalid = |_| ExchangeError::Protocol("invalid_target");
     let mut uri = Uri::builder().scheme(if secure { "https" } else { "http" });
@@ -513,6 +520,7 @@ mod tests {
                 method: &Method::GET,
                 target: b"/",
                 headers: &headers,
+                added: &[],
                 upgrade: Some(&HeaderValue::from_static("websocket")),
             };
             let mut exchange = Exchange::start(checkout, &outgoing, Upload::empty()).unwrap();

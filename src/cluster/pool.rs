@@ -10,7 +10,7 @@
 //! Invariant: every connection is counted at its endpoint exactly as long as it exists, by a guard.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -46,14 +46,15 @@ pub struct Pools {
 
 #[derive(Debug)]
 struct Inner {
-    pools: RefCell<HashMap<Key, Rc<Pool>>>,
+    /// Ordered, because comparing two numbers a few times costs a fraction of a hash that clients cannot aim at.
+    pools: RefCell<BTreeMap<Key, Rc<Pool>>>,
     wheel: Wheel,
     worker: WorkerId,
     sweeping: Cell<bool>,
 }
 
 /// Identity of the endpoint's state, and of the way connections to it are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     endpoint: u64,
     transport: u64,

@@ -205,6 +205,7 @@ pub(super) fn start(checkout: Checkout, body: Upload) -> Result<Exchange, Exchan
         },
         target: b"/",
         headers: &headers.into_iter().collect(),
+        added: &[],
         upgrade: None,
     };
     Exchange::start(checkout, &outgoing, body)

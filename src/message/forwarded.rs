@@ -17,6 +17,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+/// Fields that we add to a request, behind its own. They are few and new, so they are not worth their places in the map
+/// where they would be looked for, unless somebody edits them.
+pub type Added = SmallVec<[(HeaderName, HeaderValue); 6]>;
+
 /// Whether what a peer says about others is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -286,15 +290,15 @@ impl Hop {
         self.scheme
     }
 
-    /// Writes the forwarding fields of a request. `host` is the authority that the client asked for.
-    pub fn write(&self, headers: &mut HeaderMap, host: &str) {
+    /// Writes the forwarding fields of a request. `host` is the authority that the client asked for; it may be empty.
+    pub fn write(&self, headers: &mut HeaderMap, added: &mut Added, host: &HeaderValue) {
         match self.trust {
-            Trust::Untrusted => self.replace(headers, host),
-            Trust::Trusted => self.extend(headers, host),
+            Trust::Untrusted => self.replace(headers, added, host),
+            Trust::Trusted => self.extend(headers, added, host),
         }
     }
 
-    fn replace(&self, headers: &mut HeaderMap, host: &str) {
+    fn replace(&self, headers: &mut HeaderMap, added: &mut Added, host: &HeaderValue) {
         // Others of the family (-Prefix, -Server, -Ssl, ...) are instructions to services as well.
         if headers
             .keys()
@@ -308,17 +312,17 @@ impl Hop {
             headers.remove(header::FORWARDED);
             headers.remove(&REAL_IP);
         }
-        headers.insert(FOR, self.peer.clone());
-        headers.insert(PROTO, self.proto.clone());
-        headers.insert(PORT, self.port.clone());
-        if let Some(host) = host_value(headers, host) {
-            headers.insert(HOST, host);
+        added.push((FOR, self.peer.clone()));
+        added.push((PROTO, self.proto.clone()));
+        added.push((PORT, self.port.clone()));
+        if !host.is_empty() {
+            added.push((HOST, host.clone()));
         }
     }
 
-    fn extend(&self, headers: &mut HeaderMap, host: &str) {
+    fn extend(&self, headers: &mut HeaderMap, added: &mut Added, host: &HeaderValue) {
         if headers.contains_key(header::FORWARDED) {
-            let element = HeaderValue::from_str(&self.element(host));
+            let element = HeaderValue::from_str(&self.element(host.to_str().unwrap_or("")));
             if let Ok(element) = element {
                 headers.append(header::FORWARDED, element);
             }
@@ -331,17 +335,12 @@ impl Hop {
         }
         list.extend_from_slice(self.peer.as_bytes());
         let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_unreachable| self.peer.clone());
-        headers.insert(FOR, list);
-        if !headers.contains_key(&PROTO) {
-            headers.insert(PROTO, self.proto.clone());
-        }
-        if !headers.contains_key(&PORT) {
-            headers.insert(PORT, self.port.clone());
-        }
-        if !headers.contains_key(&HOST)
-            && let Some(host) = host_value(headers, host)
-        {
-            headers.insert(HOST, host);
+        headers.remove(&FOR);
+        added.push((FOR, list));
+        for (name, value) in [(PROTO, &self.proto), (PORT, &self.port), (HOST, host)] {
+            if !headers.contains_key(&name) && !value.is_empty() {
+                added.push((name, value.clone()));
+            }
         }
     }
 
@@ -366,15 +365,6 @@ impl Hop {
 
 fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-forwarded-")
-}
-
-/// The host as a value; the `Host` field's own bytes are shared where they are the same.
-fn host_value(headers: &HeaderMap, host: &str) -> Option<HeaderValue> {
-    match headers.get(header::HOST) {
-        Some(value) if value.as_bytes() == host.as_bytes() => Some(value.clone()),
-        _ if host.is_empty() => None,
-        _ => HeaderValue::from_str(host).ok(),
-    }
 }
 
 fn push_token_or_quoted(out: &mut String, text: &str) {
@@ -406,6 +396,15 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    /// The fields as the service sees them.
+    fn write(hop: &Hop, headers: &mut HeaderMap, host: &str) {
+        let mut added = Added::new();
+        hop.write(headers, &mut added, &host.parse().unwrap());
+        for (name, value) in added {
+            headers.append(name, value);
+        }
     }
 
     fn fields(list: &[(&'static str, &str)]) -> HeaderMap {
@@ -505,7 +504,7 @@ mod tests {
             ("forwarded", "for=127.0.0.1"),
             ("accept", "*/*"),
         ]);
-        hop.write(&mut headers, "shop.example");
+        write(&hop, &mut headers, "shop.example");
         let expected = fields(&[
             ("host", "shop.example"),
             ("accept", "*/*"),
@@ -527,7 +526,7 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("forwarded", "for=203.0.113.9"),
         ]);
-        hop.write(&mut headers, "shop.example:8080");
+        write(&hop, &mut headers, "shop.example:8080");
         assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 10.0.0.1, fd00::5");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["x-forwarded-host"], "shop.example:8080");
@@ -552,7 +551,7 @@ mod tests {
                 headers.append("forwarded", HeaderValue::from_str(&hop.element(&host)).unwrap());
                 prop_assert_eq!(all.client_ip(ip("10.0.0.1"), &headers), peer.to_canonical());
                 headers.remove("forwarded");
-                hop.write(&mut headers, &host);
+                write(&hop, &mut headers, &host);
                 prop_assert_eq!(all.client_ip(ip("10.0.0.1"), &headers), peer.to_canonical());
             }
         }
@@ -563,7 +562,8 @@ mod tests {
                 let list: Vec<_> = values.iter().map(|value| (name, value.as_str())).collect();
                 let mut headers = fields(&list);
                 let _any = trusted().client_ip(ip("10.0.0.1"), &headers);
-                Hop::new(ip("10.0.0.1"), Scheme::Http, 80, Trust::Trusted).write(&mut headers, "h");
+                let hop = Hop::new(ip("10.0.0.1"), Scheme::Http, 80, Trust::Trusted);
+                write(&hop, &mut headers, "h");
             }
         }
     }

@@ -362,14 +362,15 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds this proxy to `Via` (RFC 9110 section 7.6.3), with the version in which the message was received.
-pub fn append_via(headers: &mut HeaderMap, received: Version) {
+/// This proxy's line of `Via` (RFC 9110 section 7.6.3), with the version in which the message was received. It stands
+/// behind those of others.
+pub fn via(received: Version) -> (HeaderName, HeaderValue) {
     let entry = match received {
         Version::HTTP_2 => "2 bellwether",
         Version::HTTP_10 => "1.0 bellwether",
         _ => "1.1 bellwether",
     };
-    headers.append(header::VIA, HeaderValue::from_static(entry));
+    (header::VIA, HeaderValue::from_static(entry))
 }
 
 #[cfg(test)]
@@ -559,7 +560,8 @@ mod tests {
     #[test]
     fn via_says_how_the_message_came() {
         let mut headers = fields(&[("via", "1.0 fred")]);
-        append_via(&mut headers, Version::HTTP_2);
+        let (name, value) = via(Version::HTTP_2);
+        headers.append(name, value);
         let entries: Vec<_> = headers.get_all("via").iter().collect();
         assert_eq!(entries, ["1.0 fred", "2 bellwether"]);
     }

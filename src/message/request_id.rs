@@ -8,7 +8,7 @@
 use bellwether_core::Dice;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::forwarded::Trust;
+use super::forwarded::{Added, Trust};
 
 /// The field that carries it, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -75,7 +75,15 @@ impl RequestId {
         }
     }
 
-    /// Writes it into a request or response.
+    /// Makes it the id of a request: none that came with it stays.
+    pub fn replace(&self, headers: &mut HeaderMap, added: &mut Added) {
+        if headers.keys().any(|name| *name == REQUEST_ID) {
+            headers.remove(REQUEST_ID);
+        }
+        added.push((REQUEST_ID, self.to_value()));
+    }
+
+    /// Writes it into a response.
     pub fn write(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.to_value());
     }
@@ -112,6 +120,17 @@ mod tests {
             assert_eq!(keep(insane, Trust::Trusted), made);
         }
         assert_eq!(keep(&"x".repeat(128), Trust::Trusted).len(), 128);
+    }
+
+    #[test]
+    fn a_request_has_one_id() {
+        let id = RequestId::make(0, &mut Dice::new(1));
+        let mut headers = with("another");
+        headers.append(REQUEST_ID, "third".parse().unwrap());
+        let mut added = Added::new();
+        id.replace(&mut headers, &mut added);
+        assert!(headers.is_empty());
+        assert_eq!(added[..], [(REQUEST_ID, id.to_value())]);
     }
 
     #[test]

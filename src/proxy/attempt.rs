@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
 
 use super::Interim;
 use super::body::Streaming;
@@ -37,6 +37,8 @@ pub(super) struct Sendable<'a> {
     pub(super) method: &'a Method,
     pub(super) target: &'a str,
     pub(super) headers: &'a HeaderMap,
+    /// What we add to them.
+    pub(super) added: &'a [(HeaderName, HeaderValue)],
     pub(super) upgrade: Option<&'a HeaderValue>,
     /// The client asked by extended CONNECT.
     pub(super) extended: bool,
@@ -281,6 +283,7 @@ pub(super) async fn attempt(
             method: sendable.method,
             target: sendable.target.as_bytes(),
             headers: sendable.headers,
+            added: sendable.added,
             upgrade: sendable.upgrade,
         },
     };

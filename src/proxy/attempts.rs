@@ -20,7 +20,7 @@ use super::enter::Entered;
 use super::{Interim, View, upgrade};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, NoPick, Tried};
-use crate::message::forwarded::Trust;
+use crate::message::forwarded::{Added, Trust};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
 use crate::message::reply::{self, Detail, REJECTED};
@@ -97,7 +97,8 @@ pub(super) async fn attempts(
         None => false,
     };
     let debug = debug_wanted(view, headers);
-    let rewritten = prepare(view, cx, route, cluster, entered, headers)?;
+    let mut added = Added::new();
+    let rewritten = prepare(view, cx, route, cluster, entered, headers, &mut added)?;
     let deadline = grpc_deadline(headers, route.timeout);
     cx.hurried = deadline.is_some_and(|deadline| deadline < MIN_JUDGEABLE && Some(deadline) != route.timeout);
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
@@ -186,6 +187,7 @@ pub(super) async fn attempts(
             method: &method,
             target: &target,
             headers,
+            added: &added,
             upgrade: entered.upgrade.as_ref(),
             extended: entered.extended,
         };
@@ -537,6 +539,7 @@ fn prepare(
     cluster: &Cluster,
     entered: &Entered,
     headers: &mut HeaderMap,
+    added: &mut Added,
 ) -> Result<Option<String>, Reason> {
     let mut target = None;
     if let Some(rewrite) = &route.rewrite {
@@ -546,10 +549,13 @@ fn prepare(
             .target(path, entered.query(), prefix)
             .or(Err(Reason::ClientProtocol))?;
     }
-    view.hop.write(headers, &entered.host);
-    hygiene::append_via(headers, cx.version);
-    cx.request_id.write(headers);
+    view.hop.write(headers, added, &entered.host);
+    added.push(hygiene::via(cx.version));
+    cx.request_id.replace(headers, added);
     if !route.request_headers.is_empty() {
+        for (name, value) in added.drain(..) {
+            headers.append(name, value);
+        }
         cx.format = Some(reply::format(headers));
         let mut values = entered.values(cx, &route.name);
         values.cluster = &cluster.name;
@@ -654,10 +660,10 @@ impl Forwarded {
             let Streaming {
                 exchange, attempt, ..
             } = *rest;
-            return upgrade::reply(*head, exchange, attempt, idle, cx);
+            return upgrade::reply(head, exchange, attempt, idle, cx);
         }
         Reply {
-            head: *head,
+            head,
             body: Body::upstream(rest, cx),
             tunnel: None,
             idle,

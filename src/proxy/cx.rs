@@ -450,7 +450,7 @@ pub(super) fn record_refusal(
     detail: &'static str,
 ) -> Response<Bytes> {
     let inbound = Inbound {
-        request: http::Request::default(),
+        request: Box::default(),
         early: Early::None,
         head_bytes: 0,
     };

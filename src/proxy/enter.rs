@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bellwether_core::{Phase, Reason};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Version, header, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use http_body::Body as _;
 
 use super::View;
@@ -21,8 +21,8 @@ use crate::wire::RequestBody;
 /// A request that has passed the first step.
 #[derive(Debug)]
 pub(super) struct Entered {
-    /// The authority, as it came.
-    pub(super) host: String,
+    /// The authority, as it came; empty where there is none.
+    pub(super) host: HeaderValue,
     /// The normalised path, where it differs from the one that came.
     path: Option<String>,
     uri: http::Uri,
@@ -33,6 +33,10 @@ pub(super) struct Entered {
 }
 
 impl Entered {
+    pub(super) fn host(&self) -> &str {
+        text(&self.host)
+    }
+
     pub(super) fn path(&self) -> &str {
         self.path.as_deref().unwrap_or_else(|| target_path(&self.uri))
     }
@@ -57,7 +61,7 @@ impl Entered {
     pub(super) fn values<'a>(&'a self, cx: &'a RequestCx, route: &'a str) -> Values<'a> {
         Values {
             client_ip: cx.client_ip,
-            host: &self.host,
+            host: self.host(),
             path: self.path(),
             request_id: cx.request_id.as_str(),
             route,
@@ -70,7 +74,7 @@ impl Entered {
     pub(super) fn asked<'a>(&'a self, view: &View, route: &'a Route) -> Asked<'a> {
         Asked {
             scheme: view.hop.scheme(),
-            host: &self.host,
+            host: self.host(),
             path: self.path(),
             query: self.query(),
             matched_prefix: route.path.matched_prefix(self.path()),
@@ -85,7 +89,7 @@ impl Entered {
     ) -> KeySource<'a> {
         KeySource {
             client_ip: cx.client_ip,
-            host: &self.host,
+            host: self.host(),
             path: self.path(),
             query: self.query(),
             route: &route.name,
@@ -95,42 +99,49 @@ impl Entered {
     }
 }
 
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
 fn target_path(uri: &http::Uri) -> &str {
     let path = uri.path();
     if path.is_empty() { "/" } else { path }
 }
 
-/// Checks a request and finds its route. Its fields stay in `parts`; what ends here is removed from them.
+/// Checks a request and finds its route. Its fields stay where they are; what ends here is removed from them.
 pub(super) fn enter(
     view: &View,
     cx: &mut RequestCx,
-    parts: &mut request::Parts,
-    body: RequestBody,
+    request: &mut Request<RequestBody>,
 ) -> Result<Entered, Reason> {
-    let (uri, version, headers) = (std::mem::take(&mut parts.uri), parts.version, &mut parts.headers);
-    let extended = parts
-        .extensions
+    let body = std::mem::take(request.body_mut());
+    let (uri, version) = (std::mem::take(request.uri_mut()), request.version());
+    let extended = request
+        .extensions()
         .get::<h2::ext::Protocol>()
         .map(|protocol| protocol.as_str().to_owned());
+    let headers = request.headers_mut();
     if version == Version::HTTP_2 {
         hygiene::trim_values(headers);
         hygiene::join_cookies(headers);
     }
-    let host = match version {
-        Version::HTTP_2 => match hygiene::authority(uri.authority(), headers, version) {
-            Ok(host) => host.to_owned(),
+    let field = headers.get(header::HOST);
+    let named = if version == Version::HTTP_2 {
+        match hygiene::authority(uri.authority(), headers, version) {
+            Ok(host) => Some(host),
             Err(error) => return Err(bad_request(cx, &error)),
-        },
+        }
+    } else {
         // The parser has refused what names no host, two, or none that is one; a request of HTTP/1.0 may name none.
-        _ => uri
-            .authority()
-            .map(Authority::as_str)
-            .or_else(|| headers.get(header::HOST)?.to_str().ok())
-            .unwrap_or_default()
-            .to_owned(),
+        uri.authority().map(Authority::as_str)
     };
+    let host = match (named, field) {
+        (Some(named), _) => HeaderValue::from_str(named).or(Err(Reason::ClientProtocol))?,
+        (None, field) => field.cloned().unwrap_or(HeaderValue::from_static("")),
+    };
+    let is_field = field.is_some();
     if !view.snapshot.access_fields.is_empty() {
-        cx.host = Some(host.as_str().into());
+        cx.host = Some(text(&host).into());
     }
     if cx.method == Method::CONNECT && extended.is_none() {
         // A gateway serves origins; it is no way out to arbitrary hosts.
@@ -152,7 +163,7 @@ pub(super) fn enter(
     };
     let view_path = path.as_deref().unwrap_or_else(|| target_path(&uri));
     let request_view = RequestView {
-        host: &host,
+        host: text(&host),
         path: view_path,
         query: uri.query(),
         // RFC 8441 §5: the bootstrapped request is a GET.
@@ -188,11 +199,8 @@ pub(super) fn enter(
         .and_then(|route| route.retry.as_ref())
         .map_or(0, |retry| retry.max_body);
     cx.replay = Replay::new(body, keep, view.listener.max_body);
-    if headers.get(header::HOST).is_none() && !host.is_empty() {
-        headers.insert(
-            header::HOST,
-            HeaderValue::from_str(&host).or(Err(Reason::ClientProtocol))?,
-        );
+    if !is_field && !host.is_empty() {
+        headers.insert(header::HOST, host.clone());
     }
     Ok(Entered {
         host,

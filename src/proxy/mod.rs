@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::{Dice, Moment, Phase, Reason};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 pub use body::Body;
 use cx::RequestCx;
@@ -135,12 +135,11 @@ impl Frontend {
     async fn answer(
         view: &View,
         cx: &mut RequestCx,
-        parts: &mut request::Parts,
-        body: RequestBody,
+        request: &mut Request<RequestBody>,
         early: &Early,
     ) -> Result<Answered, Reason> {
-        let entered = enter::enter(view, cx, parts, body)?;
-        let headers = &mut parts.headers;
+        let entered = enter::enter(view, cx, request)?;
+        let headers = request.headers_mut();
         cx.phase = Phase::Route;
         let route = cx.route(view).ok_or(Reason::NoRoute)?;
         cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
@@ -203,16 +202,17 @@ impl Service for Frontend {
             self.client,
             &inbound,
         ));
-        let Inbound { request, early, .. } = inbound;
-        let (mut parts, body) = request.into_parts();
+        let Inbound {
+            mut request, early, ..
+        } = inbound;
         async move {
-            let outcome = Self::answer(&view, &mut cx, &mut parts, body, &early).await;
+            let outcome = Self::answer(&view, &mut cx, &mut request, &early).await;
             match outcome {
                 Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(cx),
                 Ok(Answered::Local(response)) => local(&view, cx, response),
                 Err(reason) => {
                     cx.end(reason);
-                    let format = cx.format.unwrap_or_else(|| reply::format(&parts.headers));
+                    let format = cx.format.unwrap_or_else(|| reply::format(request.headers()));
                     let response = cx.refusal(&view, reason, format);
                     local(&view, cx, response)
                 }
@@ -240,7 +240,8 @@ impl Service for Frontend {
 
 /// Sends an answer of our own.
 fn local(view: &View, mut cx: Box<RequestCx>, response: Response<Bytes>) -> Reply<Body> {
-    let (mut head, content) = response.into_parts();
+    let (head, content) = response.into_parts();
+    let mut head = Box::new(head);
     cx.status = head.status.as_u16();
     cx.answered();
     if let Some(route) = cx.route(view) {

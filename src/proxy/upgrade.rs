@@ -80,6 +80,7 @@ impl Translated {
             method: sendable.method,
             target: sendable.target.as_bytes(),
             headers: &self.headers,
+            added: sendable.added,
             upgrade: sendable.upgrade,
         }
     }
@@ -114,7 +115,7 @@ pub(super) fn is_accepted(cx: &RequestCx, head: &response::Parts) -> bool {
 
 /// The reply that opens the tunnel.
 pub(super) fn reply(
-    head: response::Parts,
+    head: Box<response::Parts>,
     exchange: Exchange,
     guard: AttemptGuard,
     idle: Option<Duration>,
@@ -150,7 +151,7 @@ pub(super) fn reply(
 pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<'_>, content: Bytes) {
     let worker = std::rc::Rc::clone(&cx.worker);
     let (method, target) = (sendable.method.clone(), sendable.target.to_owned());
-    let headers = sendable.headers.clone();
+    let (headers, added) = (sendable.headers.clone(), sendable.added.to_vec());
     tokio::task::spawn_local(async move {
         let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
@@ -165,6 +166,7 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
                 method: &method,
                 target: target.as_bytes(),
                 headers: &headers,
+                added: &added,
                 upgrade: None,
             };
             let mut exchange = Exchange::start(checkout, &outgoing, Upload::full(content)).ok()?;

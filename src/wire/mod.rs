@@ -78,7 +78,7 @@ impl From<h2::Error> for BodyError {
 #[derive(Debug)]
 pub struct Inbound {
     /// Head and body. The URI of HTTP/2 requests carries scheme and authority.
-    pub request: Request<RequestBody>,
+    pub request: Box<Request<RequestBody>>,
     /// Where interim responses go.
     pub early: Early,
     /// Bytes of the head on the wire; 0 where the protocol hides it.
@@ -161,7 +161,7 @@ impl Early {
 /// A final answer.
 pub struct Reply<B> {
     /// Status and fields; framing and connection management are written by the connection.
-    pub head: response::Parts,
+    pub head: Box<response::Parts>,
     /// The content.
     pub body: B,
     /// For an accepted upgrade: what to run on the raw stream once the head is out.
@@ -189,7 +189,7 @@ impl<B> From<Response<B>> for Reply<B> {
     fn from(response: Response<B>) -> Self {
         let (head, body) = response.into_parts();
         Self {
-            head,
+            head: Box::new(head),
             body,
             tunnel: None,
             idle: None,

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use super::head::{self, Framing, ResponseHead};
@@ -63,6 +63,8 @@ pub struct Outgoing<'a> {
     pub target: &'a [u8],
     /// Fields; framing and connection management in it are ignored.
     pub headers: &'a HeaderMap,
+    /// Further fields, which follow them.
+    pub added: &'a [(HeaderName, HeaderValue)],
     /// The protocol to switch to, for an upgrade.
     pub upgrade: Option<&'a HeaderValue>,
 }
@@ -133,6 +135,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Exchange<B> {
             outgoing.method,
             outgoing.target,
             outgoing.headers,
+            outgoing.added,
             framing,
             outgoing
                 .upgrade

@@ -27,12 +27,14 @@ pub enum Connection<'a> {
 /// Writes a request head, HTTP/1.1.
 ///
 /// `target` is written as given; it must be a target that [`super::head::parse_request`] accepts, and `headers` must
-/// hold `host`. A `te` field in `headers` brings its connection option with it (RFC 9110 §10.1.4).
+/// hold `host`. A `te` field in `headers` brings its connection option with it (RFC 9110 §10.1.4). `added` are further
+/// fields, end to end, that are not worth a place in a map.
 pub fn request_head(
     out: &mut BytesMut,
     method: &Method,
     target: &[u8],
     headers: &HeaderMap,
+    added: &[(HeaderName, HeaderValue)],
     framing: Framing,
     connection: Connection<'_>,
 ) {
@@ -44,12 +46,18 @@ pub fn request_head(
         target.iter().all(u8::is_ascii_graphic),
         "a target holds neither spaces nor control bytes"
     );
-    out.reserve(size_hint(headers) + method.as_str().len() + target.len());
+    let room = added.iter().fold(size_hint(headers), |sum, (name, value)| {
+        sum + field_len(name, value)
+    });
+    out.reserve(room + method.as_str().len() + target.len());
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(target);
     out.put_slice(b" HTTP/1.1\r\n");
     let seen = put_fields(out, headers);
+    for (name, value) in added {
+        put_field(out, name, value);
+    }
     put_framing(out, framing);
     put_connection(out, connection, Version::HTTP_11, seen);
     out.put_slice(b"\r\n");
@@ -214,8 +222,12 @@ fn size_hint(headers: &HeaderMap) -> usize {
     headers
         .iter()
         .fold(START_FRAMING_DATE_CONNECTION, |sum, (name, value)| {
-            sum + name.as_str().len() + value.len() + b": \r\n".len()
+            sum + field_len(name, value)
         })
+}
+
+fn field_len(name: &HeaderName, value: &HeaderValue) -> usize {
+    name.as_str().len() + value.len() + b": \r\n".len()
 }
 
 #[cfg(test)]
@@ -248,7 +260,7 @@ mod tests {
     #[test]
     fn framing_and_connection_are_ours_alone() {
         let request = |framing, connection| {
-            written(|out| request_head(out, &Method::POST, b"/a", &map(&LIES), framing, connection))
+            written(|out| request_head(out, &Method::POST, b"/a", &map(&LIES), &[], framing, connection))
         };
         assert_eq!(
             request(Framing::None, Connection::KeepAlive),
@@ -276,13 +288,14 @@ mod tests {
                 &Method::GET,
                 b"/",
                 &headers,
+                &[(header::VIA, HeaderValue::from_static("1.1 us"))],
                 Framing::None,
                 Connection::Close,
             );
         });
         assert_eq!(
             text,
-            "GET / HTTP/1.1\r\nte: trailers\r\nconnection: close, te\r\n\r\n"
+            "GET / HTTP/1.1\r\nte: trailers\r\nvia: 1.1 us\r\nconnection: close, te\r\n\r\n"
         );
     }
 

@@ -637,10 +637,6 @@ fn options(value: &[u8]) -> u8 {
         })
 }
 
-/// Fields that a proxy adds to a request: four of `x-forwarded-*`, `via`, `x-request-id`. Growing a map later costs as
-/// much as the rest of it.
-const ADDED: usize = 6;
-
 /// Reads the fields behind the first line.
 fn read_fields(
     head: &Bytes,
@@ -652,8 +648,8 @@ fn read_fields(
     let (start, ends) = ends
         .split_first()
         .map_or((0, ends), |(&first, rest)| (first as usize + 1, rest));
-    // Room for what a proxy adds, so that the map is built once; but `http` panics when asked for more than it can.
-    let mut map = HeaderMap::with_capacity(ends.len().min(1024) + ADDED);
+    // Growing a map costs as much as the rest of it; but `http` panics when asked for more than it can.
+    let mut map = HeaderMap::with_capacity(ends.len().min(1024));
     let mut facts = Facts::default();
     scan::fields(head, start, ends, limits.headers, &mut map, |name, value| {
         facts.note(name, value, version, role)?;

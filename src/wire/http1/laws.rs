@@ -77,6 +77,7 @@ pub fn request(input: &[u8], cuts: &[usize]) {
         &head.method,
         target.as_bytes(),
         &headers,
+        &[],
         head.framing,
         connection,
     );

@@ -327,7 +327,7 @@ impl Connection {
         };
         let method = head.method.clone();
         let version = head.version;
-        let mut request = Request::new(body);
+        let mut request = Box::new(Request::new(body));
         *request.method_mut() = head.method;
         *request.uri_mut() = head.uri;
         *request.version_mut() = version;

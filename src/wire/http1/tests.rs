@@ -781,6 +781,7 @@ fn outgoing<'a>(method: &'a Method, headers: &'a HeaderMap) -> Outgoing<'a> {
         method,
         target: b"/",
         headers,
+        added: &[],
         upgrade: None,
     }
 }

@@ -18,7 +18,7 @@ use bellwether_core::{Dice, Moment};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::batch::{Batch, Batched};
 use super::meter::{FRAMES_PER_REQUEST, Meter, Metered};
@@ -353,7 +353,7 @@ impl<S: Service> Stream<S> {
             let refusal = crate::wire::Refusal::Head(crate::wire::http1::head::HeadError::TooManyHeaders);
             let (head, content) = self.service.refuse(refusal).into_parts();
             let reply = Reply {
-                head,
+                head: Box::new(head),
                 body: RequestBody::Full(content),
                 tunnel: None,
                 idle: None,
@@ -386,7 +386,7 @@ impl<S: Service> Stream<S> {
         };
         let head_only = parts.method == Method::HEAD;
         let inbound = Inbound {
-            request: Request::from_parts(parts, body),
+            request: Box::new(Request::from_parts(parts, body)),
             early: Early::Http2(Interim {
                 respond: Rc::clone(&respond),
             }),
@@ -423,8 +423,13 @@ impl<S: Service> Stream<S> {
             tunnel,
             idle,
         } = reply;
-        for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
-            head.headers.remove(name);
+        const NOT_IN_HTTP2: [HeaderName; 3] =
+            [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
+        // Hardly any answer has them, and to look at its names once costs less than to look for three of them.
+        if head.headers.keys().any(|name| NOT_IN_HTTP2.contains(name)) {
+            for name in NOT_IN_HTTP2 {
+                head.headers.remove(name);
+            }
         }
         if !head.headers.contains_key(header::DATE) {
             let date = self.shared.tools.date.get(self.shared.tools.wheel.recent());
@@ -447,7 +452,7 @@ impl<S: Service> Stream<S> {
             head.headers
                 .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        let response = Response::from_parts(head, ());
+        let response = Response::from_parts(*head, ());
         let sent = respond.borrow_mut().send_response(response, bodiless);
         let Ok(stream) = sent else { return };
         if bodiless {
