@@ -340,6 +340,8 @@ fn candidates(snapshot: &Snapshot, clusters: &[&str]) -> Vec<Candidate> {
                 Some("an operator has drained it")
             } else if !endpoint.state.is_healthy() {
                 Some("its health check fails")
+            } else if !endpoint.is_in_service() {
+                Some("it is ejected")
             } else if Some(endpoint.priority) != first {
                 Some("endpoints of a lower priority number are available")
             } else {

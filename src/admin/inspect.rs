@@ -391,9 +391,9 @@ impl<'a> ClusterView<'a> {
     }
 }
 
-/// Whether an endpoint may get requests, as far as weights, checks and operators are concerned.
+/// Whether an endpoint may get requests.
 pub(super) fn is_available(endpoint: &Endpoint) -> bool {
-    endpoint.weight > 0 && endpoint.state.is_available()
+    endpoint.weight > 0 && endpoint.state.is_available() && endpoint.is_in_service()
 }
 
 pub(super) async fn clusters(State(context): State<Arc<Context>>) -> Response {
@@ -448,12 +448,14 @@ pub(super) struct EndpointView {
     weight: u32,
     priority: u8,
     zone: Option<String>,
-    /// May get requests: has a weight, is healthy, is not drained.
+    /// May get requests: has a weight, is healthy, is neither drained nor ejected.
     available: bool,
     /// The verdict of active checks; true without any.
     healthy: bool,
     /// An operator has set it aside.
     drained: bool,
+    /// Set aside for behaving worse than others.
+    ejected: Option<EjectedView>,
     in_flight: u32,
     /// Expected response time; null before the first answer.
     latency_estimate_ms: Option<f64>,
@@ -466,8 +468,33 @@ pub(super) struct EndpointView {
     set_aside: Option<Override>,
 }
 
+/// How an ejection stands.
+#[derive(Debug, Serialize)]
+struct EjectedView {
+    /// `out`, `probe_due` or `probing`.
+    standing: &'static str,
+    /// The how many-th time in a row.
+    times: u32,
+    /// Until the first probe.
+    seconds_left: f64,
+}
+
+impl EjectedView {
+    fn of(endpoint: &Endpoint, now: Moment) -> Option<Self> {
+        if endpoint.is_in_service() {
+            return None;
+        }
+        let view = endpoint.state.ejection.view(now);
+        Some(Self {
+            standing: view.standing.name(),
+            times: view.nth,
+            seconds_left: rounded(view.until?.since(now).as_secs_f64()),
+        })
+    }
+}
+
 impl EndpointView {
-    fn new(endpoint: &Endpoint, set_aside: Option<Override>) -> Self {
+    fn new(endpoint: &Endpoint, set_aside: Option<Override>, now: Moment) -> Self {
         let (state, load) = (&endpoint.state, &endpoint.state.load);
         // Without decay: what the last answers said, which does not change while nobody asks.
         let estimate = load.estimate(Moment::ZERO, f32::INFINITY);
@@ -480,6 +507,7 @@ impl EndpointView {
             available: is_available(endpoint),
             healthy: state.is_healthy(),
             drained: state.is_drained(),
+            ejected: EjectedView::of(endpoint, now),
             in_flight: load.in_flight(),
             latency_estimate_ms: estimate.map(|seconds| rounded(f64::from(seconds) * 1e3)),
             success: rounded(f64::from(load.success())),
@@ -502,6 +530,7 @@ fn members(context: &Context, cluster: &Cluster) -> Vec<EndpointView> {
             EndpointView::new(
                 endpoint,
                 context.kept.overrides.get(&cluster.name, &endpoint.label),
+                context.clock.now(),
             )
         })
         .collect()

@@ -176,7 +176,11 @@ impl Supervisor {
                 }
                 Some(files) = self.inbox.certificate_files.recv() => self.reload_certificates(&files),
                 _ = second.tick() => {
-                    upkeep(&self.cell.load(), &self.events, self.clock.now(), &mut self.dice);
+                    let snapshot = self.cell.load();
+                    upkeep(&snapshot, &self.events, self.clock.now(), &mut self.dice);
+                    for cluster in &snapshot.clusters {
+                        self.count_endpoints(cluster);
+                    }
                 }
                 _ = sweep.tick() => self.registry.sweep(self.clock.now()),
                 () = watchdog(self.watchdog) => told(systemd::watchdog()),
@@ -391,6 +395,7 @@ impl Supervisor {
             (EndpointLabel::AdminDown, 0),
             (EndpointLabel::Draining, 0),
             (EndpointLabel::CheckFailed, 0),
+            (EndpointLabel::Ejected, 0),
             (EndpointLabel::Available, 0),
         ];
         for endpoint in &cluster.endpoints {
@@ -400,13 +405,15 @@ impl Supervisor {
                 1
             } else if !endpoint.state.is_healthy() {
                 2
-            } else {
+            } else if !endpoint.is_in_service() {
                 3
+            } else {
+                4
             };
             counts[state].1 += 1;
             endpoint
                 .metrics
-                .set_up(endpoint.state.is_available() && endpoint.weight > 0);
+                .set_up(endpoint.state.is_available() && endpoint.weight > 0 && endpoint.is_in_service());
             endpoint.metrics.set_weight(f64::from(endpoint.weight));
         }
         for (label, count) in counts {

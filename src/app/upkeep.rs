@@ -1,4 +1,4 @@
-//! What happens by the passing of time alone: breakers whose time is over, and gauges that tell how they stand.
+//! What happens by the passing of time alone: breakers whose time is over, endpoints that are compared, and gauges that tell how they stand.
 //!
 //! Requests do all of this too when they come by. This is for the time when none comes.
 
@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bellwether_core::{Dice, Moment};
 
+use crate::cluster::outliers::Witness;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Events, WorkerId};
 
@@ -17,5 +18,14 @@ pub(super) fn upkeep(snapshot: &Snapshot, events: &Events, now: Moment, dice: &m
             guarded.changed(WorkerId::CONTROL, events, snapshot.generation, &change);
         }
         guarded.report(now, since_epoch);
+    }
+    let witness = Witness {
+        worker: WorkerId::CONTROL,
+        events,
+        generation: snapshot.generation,
+        now,
+    };
+    for cluster in &snapshot.clusters {
+        cluster.sweep(witness, dice);
     }
 }

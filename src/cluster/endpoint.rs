@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::balance::Load;
+use bellwether_core::ejection::Ejection;
+use bellwether_core::outlier::{self, Tally};
+use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
 
 use crate::net::SocketAddress;
@@ -28,6 +31,8 @@ pub struct Endpoint {
     pub priority: u8,
     /// Failure domain.
     pub zone: Option<Arc<str>>,
+    /// How attempts went lately; none when nobody is ejected in its cluster.
+    pub tally: Option<Arc<Tally>>,
     /// What was learned; survives reloads.
     pub state: Arc<EndpointState>,
     /// Its series.
@@ -41,6 +46,9 @@ pub struct EndpointState {
     pub id: u64,
     /// Requests in flight, latency, success.
     pub load: Load,
+    /// Whether it is out for behaving worse than others.
+    pub ejection: Arc<Ejection>,
+    tallies: Shelf<Tally>,
     /// When it joined, or `ZERO` if it was there at the start; slow start counts from here.
     joined: AtomicU64,
     /// The verdict of the active check. Starts as healthy: an unchecked endpoint may be used.
@@ -63,6 +71,8 @@ impl EndpointState {
             // Ordering: only uniqueness matters.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             load: Load::default(),
+            ejection: Arc::default(),
+            tallies: Shelf::default(),
             joined: AtomicU64::new(joined.as_nanos()),
             failed: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -95,6 +105,19 @@ impl EndpointState {
         if healthy && was_failed {
             self.joined.store(now.as_nanos(), Ordering::Relaxed);
         }
+    }
+
+    /// How attempts went, over the window that the settings ask for.
+    pub fn tally(&self, settings: &outlier::Settings) -> Arc<Tally> {
+        self.tallies.take(
+            |tally| tally.fits(settings),
+            |last| Tally::after(last.map(|last| &**last), settings),
+        )
+    }
+
+    /// It is in service again, and starts slowly.
+    pub(super) fn came_back(&self, now: Moment) {
+        self.joined.store(now.as_nanos(), Ordering::Relaxed);
     }
 
     /// Drains or restores it for an operator.

@@ -8,18 +8,21 @@ pub mod connect;
 pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
+pub mod outliers;
 pub mod pool;
 pub mod probe;
 #[cfg(test)]
 mod testing;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bellwether_core::balance::{Balancer, Load, Members};
 use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::budget::{self, Budget};
+use bellwether_core::ejection::Probe;
+use bellwether_core::outlier::{self, Referee};
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
 use bellwether_core::{Dice, Moment};
@@ -67,6 +70,8 @@ pub struct Settings {
     pub max_in_flight_per_endpoint: Option<u32>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
+    /// Who is ejected, and for how long; none when off.
+    pub outlier: Option<outlier::Settings>,
     /// How many retries the cluster can bear; none means any number.
     pub retry_budget: Option<budget::Settings>,
     /// What hashing policies hash.
@@ -100,6 +105,9 @@ pub struct Cluster {
 #[derive(Debug, Default)]
 pub struct ClusterState {
     in_flight: AtomicU32,
+    referee: Referee,
+    /// Whether an endpoint may be out.
+    any_out: AtomicBool,
     breakers: Shelf<Breaker>,
     budgets: Shelf<Budget>,
 }
@@ -137,6 +145,15 @@ impl Drop for Seat {
     }
 }
 
+/// An endpoint for one attempt.
+#[derive(Debug)]
+pub struct Picked {
+    /// Which one.
+    pub index: usize,
+    /// It is ejected, and this attempt finds out whether it may come back.
+    pub probe: Option<Probe>,
+}
+
 /// Why no endpoint was picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoPick {
@@ -165,7 +182,8 @@ impl Cluster {
         })
     }
 
-    /// The endpoint for the next attempt.
+    /// The endpoint for the next attempt. One that is ejected and due is asked first, by an attempt that may fail
+    /// (`may_probe`): nothing else brings it back.
     ///
     /// # Errors
     /// Why there is none.
@@ -173,12 +191,19 @@ impl Cluster {
         &self,
         tried: &Tried,
         hash: Option<u64>,
+        may_probe: bool,
         now: Moment,
         dice: &mut Dice,
-    ) -> Result<usize, NoPick> {
+    ) -> Result<Picked, NoPick> {
+        if may_probe && let Some((index, probe)) = self.due(tried, now) {
+            return Ok(Picked {
+                index,
+                probe: Some(probe),
+            });
+        }
         let candidates = Candidates { cluster: self, tried };
         if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
-            return Ok(index);
+            return Ok(Picked { index, probe: None });
         }
         let usable = || {
             self.endpoints
@@ -186,10 +211,23 @@ impl Cluster {
                 .enumerate()
                 .filter(|(_, e)| e.weight > 0 && e.state.is_available())
         };
+        let in_service = |endpoint: &Endpoint| self.settings.outlier.is_none() || endpoint.is_in_service();
+        let untried = |index: usize| !tried.contains(&index_of(index));
         if usable().next().is_none() {
             return Err(NoPick::NoneAvailable);
         }
-        if usable().all(|(index, _)| tried.contains(&index_of(index))) {
+        if !usable().any(|(_, endpoint)| in_service(endpoint)) {
+            // Panic: nobody is left but those that are ejected, and one of them is better than nobody.
+            let left: SmallVec<[usize; 8]> = usable()
+                .map(|(index, _)| index)
+                .filter(|index| untried(*index))
+                .collect();
+            let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
+            let index = *left.get(draw).ok_or(NoPick::AllTried)?;
+            return Ok(Picked { index, probe: None });
+        }
+        let mut serving = usable().filter(|(_, endpoint)| in_service(endpoint));
+        if serving.all(|(index, _)| !untried(index)) {
             return Err(NoPick::AllTried);
         }
         Err(NoPick::AtLimit)
@@ -214,6 +252,7 @@ impl Members for Candidates<'_> {
     fn eligible(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
         endpoint.state.is_available()
+            && (self.cluster.settings.outlier.is_none() || endpoint.is_in_service())
             && !self.tried.contains(&index_of(index))
             && self
                 .cluster

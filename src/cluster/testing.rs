@@ -45,6 +45,7 @@ pub(super) fn settings() -> Settings {
         max_in_flight: None,
         max_in_flight_per_endpoint: None,
         slow_start: None,
+        outlier: None,
         retry_budget: None,
         hash_on: Vec::new(),
     }
@@ -69,6 +70,7 @@ impl World {
             weight: 1,
             priority: 0,
             zone: None,
+            tally: None,
             state: Arc::new(EndpointState::new(Moment::ZERO)),
             metrics: recorder.endpoint("app", "endpoint"),
         };

@@ -23,11 +23,11 @@ pub const UNPERFORMED: &[&str] = &[
     "fleet",
     "heartbeat",
     "hedge",
+    "latency_factor",
     "leader",
     "max_queue",
     "operation",
     "original_destination",
-    "outlier_detection",
     "panic",
     "prefer",
     "priority",
@@ -118,7 +118,9 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(heartbeat) = &cluster.heartbeat {
         refuse.switch("heartbeat", heartbeat);
     }
-    refuse.switch("outlier_detection", &cluster.outlier_detection);
+    if let Some(outlier) = &cluster.outlier_detection.value {
+        refuse.unless("outlier_detection.latency_factor", &outlier.latency_factor, "off");
+    }
     refuse.switch("panic", &cluster.panic);
     refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);
     refuse.switch("leader", &cluster.leader);

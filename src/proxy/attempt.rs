@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bellwether_core::{Moment, Origin, Outcome, Phase, Reason};
+use bellwether_core::ejection::Probe;
+use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
 
 use super::Interim;
@@ -18,18 +19,18 @@ use super::body::Streaming;
 use super::cx::RequestCx;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
+use crate::cluster::outliers::Witness;
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, EndpointState};
+use crate::cluster::{Cluster, Picked};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
 use crate::message::{grpc, hygiene};
 use crate::net::wheel::Timer;
 use crate::snapshot::FailureWhen;
-use crate::telemetry::{
-    AttemptEnd, CloseReason, ClusterMetrics, EndpointMetrics, OutcomeLabel, RetryTrigger, UpstreamFailure,
-    WorkerId,
-};
+use crate::telemetry::{AttemptEnd, CloseReason, OutcomeLabel, RetryTrigger, UpstreamFailure, WorkerId};
+
+const GRPC_UNAVAILABLE: u8 = 14;
 
 /// What is sent, however often.
 #[derive(Debug)]
@@ -78,9 +79,12 @@ pub(super) enum Exposure {
 /// Counts one attempt at its cluster and endpoint until the verdict.
 #[derive(Debug)]
 pub(super) struct AttemptGuard {
-    endpoint: Arc<EndpointState>,
-    cluster_metrics: Arc<ClusterMetrics>,
-    endpoint_metrics: Arc<EndpointMetrics>,
+    cluster: Arc<Cluster>,
+    index: usize,
+    /// The endpoint is ejected, and this finds out whether it may come back.
+    probe: Option<Probe>,
+    /// The configuration that serves.
+    generation: u64,
     worker: Rc<super::Worker>,
     started: Moment,
     /// From the start to the head of the answer.
@@ -91,15 +95,23 @@ pub(super) struct AttemptGuard {
 }
 
 impl AttemptGuard {
-    fn begin(cluster: &Cluster, index: usize, worker: &Rc<super::Worker>, now: Moment) -> Self {
+    fn begin(
+        cluster: &Arc<Cluster>,
+        picked: Picked,
+        generation: u64,
+        worker: &Rc<super::Worker>,
+        now: Moment,
+    ) -> Self {
+        let Picked { index, probe } = picked;
         let endpoint = &cluster.endpoints[index];
         endpoint.state.load.begin();
         cluster.metrics.attempt_started(worker.id);
         endpoint.metrics.attempt_started(worker.id);
         Self {
-            endpoint: Arc::clone(&endpoint.state),
-            cluster_metrics: Arc::clone(&cluster.metrics),
-            endpoint_metrics: Arc::clone(&endpoint.metrics),
+            cluster: Arc::clone(cluster),
+            index,
+            probe,
+            generation,
             worker: Rc::clone(worker),
             started: now,
             rtt: None,
@@ -128,7 +140,8 @@ impl AttemptGuard {
             self.grpc(code.number(), when);
         }
         if let Some(Outcome::Failure(_)) = self.outcome {
-            self.cluster_metrics
+            self.cluster
+                .metrics
                 .attempt_failed(self.id(), UpstreamFailure::Status);
         }
     }
@@ -140,7 +153,8 @@ impl AttemptGuard {
             Outcome::Success => {}
             outcome => {
                 if let Outcome::Failure(_) = outcome {
-                    self.cluster_metrics
+                    self.cluster
+                        .metrics
                         .attempt_failed(self.id(), UpstreamFailure::Grpc);
                 }
                 self.outcome = Some(outcome);
@@ -160,6 +174,15 @@ impl AttemptGuard {
         self.grpc
     }
 
+    /// What it was answered with.
+    fn kind(&self) -> outlier::Kind {
+        match (self.code, self.grpc) {
+            (502..=504, _) | (_, Some(GRPC_UNAVAILABLE)) => outlier::Kind::Gateway,
+            (500.., _) => outlier::Kind::ServerError,
+            _ => outlier::Kind::Other,
+        }
+    }
+
     /// The answer was complete.
     pub(super) fn succeed(self) {
         drop(self);
@@ -167,7 +190,8 @@ impl AttemptGuard {
 
     /// The answer broke off.
     pub(super) fn truncated(mut self) {
-        self.cluster_metrics
+        self.cluster
+            .metrics
             .attempt_failed(self.id(), UpstreamFailure::Truncated);
         self.outcome = Some(Outcome::Failure(Origin::Local));
     }
@@ -180,7 +204,7 @@ impl AttemptGuard {
     fn failed(mut self, why: Option<UpstreamFailure>) {
         match why {
             Some(why) => {
-                self.cluster_metrics.attempt_failed(self.id(), why);
+                self.cluster.metrics.attempt_failed(self.id(), why);
                 self.outcome = Some(Outcome::Failure(Origin::Local));
             }
             None => self.outcome = None,
@@ -192,15 +216,31 @@ impl Drop for AttemptGuard {
     fn drop(&mut self) {
         let now = self.worker.tools.wheel.recent();
         let duration = now.since(self.started);
+        let endpoint = &self.cluster.endpoints[self.index];
         match self.outcome {
-            Some(outcome) => self
-                .endpoint
+            Some(outcome) => endpoint
+                .state
                 .load
                 .finish(self.rtt.unwrap_or(duration), outcome, now),
-            None => self.endpoint.load.end_ignored(),
+            None => endpoint.state.load.end_ignored(),
         }
-        let outcome = OutcomeLabel::from(self.outcome.unwrap_or(Outcome::Ignored));
-        self.cluster_metrics.attempt_ended(
+        let outcome = self.outcome.unwrap_or(Outcome::Ignored);
+        let witness = Witness {
+            worker: self.worker.id,
+            events: &self.worker.events,
+            generation: self.generation,
+            now,
+        };
+        self.cluster.attempted(
+            self.index,
+            self.probe.take(),
+            outcome,
+            self.kind(),
+            witness,
+            &mut self.worker.dice.borrow_mut(),
+        );
+        let outcome = OutcomeLabel::from(outcome);
+        self.cluster.metrics.attempt_ended(
             self.worker.id,
             &AttemptEnd {
                 code: self.code,
@@ -208,7 +248,7 @@ impl Drop for AttemptGuard {
                 duration,
             },
         );
-        self.endpoint_metrics.attempt_ended(self.worker.id, outcome);
+        endpoint.metrics.attempt_ended(self.worker.id, outcome);
     }
 }
 
@@ -216,19 +256,20 @@ impl Drop for AttemptGuard {
 pub(super) async fn attempt(
     cx: &mut RequestCx,
     cluster: &Arc<Cluster>,
-    index: usize,
+    picked: Picked,
     freshness: Freshness,
     sendable: &Sendable<'_>,
     early: Interim<'_>,
     per_try: Option<&Timer>,
 ) -> Result<Answered, Failed> {
     let worker = Rc::clone(&cx.worker);
+    let index = picked.index;
     let endpoint = &cluster.endpoints[index];
     cx.attempts += 1;
     cx.endpoint = u32::try_from(index).ok();
     cx.phase = Phase::Connect;
     let started = worker.tools.wheel.recent();
-    let guard = AttemptGuard::begin(cluster, index, &worker, started);
+    let guard = AttemptGuard::begin(cluster, picked, cx.view.snapshot.generation, &worker, started);
     let client = cluster
         .settings
         .proxy_protocol

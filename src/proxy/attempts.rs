@@ -19,7 +19,7 @@ use super::cx::RequestCx;
 use super::enter::Entered;
 use super::{Interim, View, upgrade};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, NoPick, Tried};
+use crate::cluster::{Cluster, NoPick, Picked, Tried};
 use crate::message::forwarded::{Added, Trust};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
@@ -36,6 +36,8 @@ const UNSEEN_TRIES: u32 = 5;
 const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
 /// Says that trying again has been tried.
 const NO_RETRY: HeaderName = HeaderName::from_static("x-bellwether-no-retry");
+/// The share of requests that cannot be sent twice and find out all the same whether an ejected endpoint is back.
+const SACRIFICE: f64 = 0.05;
 /// How much later than asked a retry may come.
 const SPREAD: f64 = 0.2;
 /// A client that gives less time than this says nothing about who did not answer in it.
@@ -116,19 +118,30 @@ pub(super) async fn attempts(
     loop {
         let now = cx.worker.tools.wheel.recent();
         let picked = match tries.again_on.take() {
-            Some(same) => Ok(same),
-            None => cluster.pick(&tries.tried, hash, now, &mut cx.worker.dice.borrow_mut()),
+            Some(same) => Ok(Picked {
+                index: same,
+                probe: None,
+            }),
+            None => {
+                let mut dice = cx.worker.dice.borrow_mut();
+                // Who can be asked elsewhere finds out for the others; now and then somebody has to who cannot.
+                let may_probe = (repeatable && tries.may_repeat()) || dice.chance(SACRIFICE);
+                cluster.pick(&tries.tried, hash, may_probe, now, &mut dice)
+            }
         };
         let picked = match (picked, tries.answered_by.take()) {
             // Elsewhere where there is an elsewhere; one that was reached may do better on another connection.
             (Err(NoPick::AllTried), Some(same)) => {
                 tries.freshness = Freshness::Fresh;
-                Ok(same)
+                Ok(Picked {
+                    index: same,
+                    probe: None,
+                })
             }
             (picked, _) => picked,
         };
-        let index = match picked {
-            Ok(index) => index,
+        let Picked { index, probe } = match picked {
+            Ok(picked) => picked,
             Err(no_pick) => {
                 if !matches!(last, Last::None) {
                     route
@@ -195,7 +208,7 @@ pub(super) async fn attempts(
         let result = attempt::attempt(
             cx,
             cluster,
-            index,
+            Picked { index, probe },
             tries.freshness,
             &sendable,
             early,
@@ -453,6 +466,11 @@ impl<'a> Tries<'a> {
         let timer = wheel.timer();
         timer.set(now.plus(share));
         Some(timer)
+    }
+
+    /// Whether there could be another try after the next one.
+    fn may_repeat(&self) -> bool {
+        self.retry.is_some_and(|retry| self.spent < retry.num_retries)
     }
 
     /// A try begins; if it is a retry, it counts as one from here on.

@@ -18,7 +18,7 @@ use super::body::Body;
 use super::cx::RequestCx;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, Outgoing};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Tried};
+use crate::cluster::{Cluster, Picked, Tried};
 use crate::message::replay::Upload;
 use crate::wire::{Reply, Tunnel, tunnel};
 
@@ -155,8 +155,8 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
     tokio::task::spawn_local(async move {
         let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
-        let picked = cluster.pick(&Tried::new(), None, now, &mut worker.dice.borrow_mut());
-        let Ok(index) = picked else { return };
+        let picked = cluster.pick(&Tried::new(), None, false, now, &mut worker.dice.borrow_mut());
+        let Ok(Picked { index, .. }) = picked else { return };
         let endpoint = &cluster.endpoints[index];
         let send = async {
             let checkout = Checkout::open(&worker.pools, &cluster, index, Freshness::Any, None)

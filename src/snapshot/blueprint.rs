@@ -82,10 +82,16 @@ impl Blueprint {
     fn endpoint(&self, member: &Member, registry: &Registry, joined: Moment) -> Endpoint {
         let label: Arc<str> = member.address.to_string().into();
         let (host, authority) = names(member, &label);
+        let state = registry.endpoint(&self.name, &member.address, joined);
         Endpoint {
             address: member.address.clone(),
+            tally: self
+                .settings
+                .outlier
+                .as_ref()
+                .map(|settings| state.tally(settings)),
             metrics: registry.recorder().endpoint(&self.name, &label),
-            state: registry.endpoint(&self.name, &member.address, joined),
+            state,
             label,
             host,
             authority,

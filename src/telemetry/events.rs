@@ -27,6 +27,8 @@ const BEHIND: usize = 256;
 pub enum EventKind {
     /// A circuit breaker.
     Breaker,
+    /// An endpoint that behaves worse than others.
+    Ejection,
     /// The health of an endpoint.
     Health,
     /// The members of a cluster.
@@ -47,6 +49,7 @@ impl EventKind {
     /// Every kind.
     pub const ALL: &'static [Self] = &[
         Self::Breaker,
+        Self::Ejection,
         Self::Health,
         Self::Discovery,
         Self::Config,
@@ -60,6 +63,7 @@ impl EventKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Breaker => "breaker",
+            Self::Ejection => "ejection",
             Self::Health => "health",
             Self::Discovery => "discovery",
             Self::Config => "config",

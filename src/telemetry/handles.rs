@@ -18,9 +18,9 @@ use bellwether_core::window::Counts;
 use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
-    DeadlineStage, Direction, DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label,
-    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
-    UpstreamFailure,
+    DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
+    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
+    RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].
@@ -326,6 +326,7 @@ pub(crate) struct ClusterBlock {
     pub(crate) connects: [Cell64; ConnectResult::COUNT],
     pub(crate) connect_duration: HistogramCells,
     pub(crate) closed: [Cell64; CloseReason::COUNT],
+    pub(crate) ejections: [[Cell64; EjectionResult::COUNT]; Detector::COUNT],
     pub(crate) checks: [Cell64; CheckResult::COUNT],
     pub(crate) transitions: [[Cell64; HealthTo::COUNT]; HealthSource::COUNT],
     pub(crate) discovery: [Cell64; DiscoveryResult::COUNT],
@@ -343,6 +344,7 @@ impl Block for ClusterBlock {
             connects: Default::default(),
             connect_duration: HistogramCells::new(&layout.latency),
             closed: Default::default(),
+            ejections: Default::default(),
             checks: Default::default(),
             transitions: Default::default(),
             discovery: Default::default(),
@@ -351,6 +353,12 @@ impl Block for ClusterBlock {
 }
 
 impl ClusterMetrics {
+    /// An endpoint was found to behave worse than others.
+    pub fn ejected(&self, worker: WorkerId, detector: Detector, result: EjectionResult) {
+        let slot = self.cells.at(worker);
+        slot.block.ejections[detector.index()][result.index()].add(slot.access, 1);
+    }
+
     pub(crate) fn new(name: Arc<str>, layout: &Arc<Layout>) -> Self {
         Self {
             name,

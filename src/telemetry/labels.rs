@@ -6,6 +6,7 @@
 //! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
 
 use bellwether_core::breaker::State;
+use bellwether_core::outlier::{Finding, Withheld};
 use bellwether_core::{Outcome, Reason};
 
 /// A closed list of words for one label.
@@ -193,10 +194,44 @@ labels! {
         Draining = "draining",
         /// Its health check failed.
         CheckFailed = "check_failed",
+        /// Out for behaving worse than others.
+        Ejected = "ejected",
         /// Takes requests at a lower priority.
         Degraded = "degraded",
         /// Takes requests.
         Available = "available",
+    }
+
+    /// What came of an endpoint that behaves worse than others; all but the first are `enforced="false"`.
+    EjectionResult {
+        /// It is out.
+        Enforced = "none",
+        /// The policy observes.
+        Observed = "observe",
+        /// As many as may be are out.
+        Cap = "max_ejection_percent",
+        /// Nobody else is left.
+        LastAvailable = "last_available",
+        /// Too many fail together.
+        Correlated = "correlated_failure",
+        /// The proxy itself is unwell.
+        SelfHealth = "self_health",
+    }
+
+    /// How an endpoint was found to behave worse than others.
+    Detector {
+        /// 502, 503, 504 in a row.
+        Gateway = "consecutive_gateway",
+        /// Failures of connections in a row.
+        Local = "consecutive_local",
+        /// Any 5xx in a row.
+        ServerErrors = "consecutive_5xx",
+        /// The share that fails.
+        Ratio = "ratio",
+        /// The share that fails, against the others.
+        Relative = "relative",
+        /// The time it takes, against the others.
+        Latency = "latency",
     }
 
     /// How a health check ended.
@@ -348,6 +383,30 @@ impl From<Outcome> for OutcomeLabel {
             Outcome::Failure(_) => Self::Failure,
             Outcome::Pushback(_) => Self::Pushback,
             Outcome::Ignored => Self::Ignored,
+        }
+    }
+}
+
+impl From<Withheld> for EjectionResult {
+    fn from(why: Withheld) -> Self {
+        match why {
+            Withheld::Cap => Self::Cap,
+            Withheld::LastAvailable => Self::LastAvailable,
+            Withheld::Correlated => Self::Correlated,
+            Withheld::SelfHealth => Self::SelfHealth,
+        }
+    }
+}
+
+impl From<&Finding> for Detector {
+    fn from(finding: &Finding) -> Self {
+        match finding {
+            Finding::GatewayErrors { .. } => Self::Gateway,
+            Finding::LocalErrors { .. } => Self::Local,
+            Finding::ServerErrors { .. } => Self::ServerErrors,
+            Finding::FailureRate { .. } => Self::Ratio,
+            Finding::Relative { .. } => Self::Relative,
+            Finding::Latency { .. } => Self::Latency,
         }
     }
 }

@@ -182,6 +182,10 @@ register! {
             "Weight of an endpoint among its siblings";
         ENDPOINT_LATENCY = Gauge "bellwether_endpoint_latency_ewma_seconds" Seconds ["cluster", "endpoint"]
             "What the balancer believes an endpoint needs for an answer";
+        EJECTIONS = Counter "bellwether_ejections_total" Count ["cluster", "detector", "enforced", "unenforced_reason"]
+            "Endpoints found to behave worse than others, by how, and whether they were ejected for it";
+        EJECTIONS_ACTIVE = Gauge "bellwether_ejections_active" Count ["cluster"]
+            "Endpoints ejected now";
         HEALTH_CHECKS = Counter "bellwether_health_checks_total" Count ["cluster", "result"]
             "Health checks, by how they ended";
         HEALTH_TRANSITIONS = Counter "bellwether_health_transitions_total" Count ["cluster", "source", "to"]

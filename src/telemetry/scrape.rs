@@ -20,9 +20,9 @@ use super::handles::{
 };
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
-    DeadlineStage, Direction, DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label,
-    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
-    UpstreamFailure,
+    DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
+    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
+    RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;
@@ -315,6 +315,24 @@ impl Scrape {
             let count = cluster.endpoints[state.index()].load(Ordering::Relaxed);
             self.gauge(names::ENDPOINTS, &[name, state.word()], count as f64);
         }
+        for detector in Detector::ALL {
+            for result in EjectionResult::ALL {
+                let count = cells.sum(|b| &b.ejections[detector.index()][result.index()]);
+                let enforced = matches!(result, EjectionResult::Enforced);
+                // What is rare has a series once it has happened.
+                if enforced || count > 0 {
+                    let labels = [
+                        name,
+                        detector.word(),
+                        if enforced { "true" } else { "false" },
+                        result.word(),
+                    ];
+                    self.counter(names::EJECTIONS, &labels, count);
+                }
+            }
+        }
+        let out = cluster.endpoints[EndpointLabel::Ejected.index()].load(Ordering::Relaxed);
+        self.gauge(names::EJECTIONS_ACTIVE, &[name], out as f64);
         if cluster.checked.load(Ordering::Relaxed) {
             self.words::<CheckResult>(names::HEALTH_CHECKS, name, |result| {
                 cells.sum(|b| &b.checks[result.index()])

@@ -20,6 +20,7 @@ mod balancing;
 mod breaker;
 mod commands;
 mod discovery;
+mod ejection;
 mod floods;
 mod grpc;
 mod h1;

@@ -1,12 +1,12 @@
 //! Clusters: settings, first members, where further ones come from, and how they are checked.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::Moment;
 use bellwether_core::balance::Policy;
-use bellwether_core::budget;
+use bellwether_core::{Moment, budget, ejection, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
@@ -16,6 +16,7 @@ use crate::cluster::probe::{self, HttpCheck, Kind};
 use crate::cluster::{Cluster, Protocol, Settings};
 use crate::config::Sp;
 use crate::config::cluster as written;
+use crate::config::policy::Mode;
 use crate::config::units::{self, Scalar as _, WordOr};
 use crate::net::tls::Alpn;
 use crate::net::{Address, SocketAddress, proxy_protocol};
@@ -114,6 +115,7 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
+        outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
         retry_budget: cluster
             .retry_budget
             .value
@@ -124,6 +126,30 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
                 window: budget.window.value,
             }),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
+    }
+}
+
+fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
+    let count = |count: Option<u32>| count.and_then(NonZeroU32::new);
+    outlier::Settings {
+        mode: match written.mode.value {
+            Mode::Enforce => bellwether_core::Mode::Enforce,
+            Mode::Observe => bellwether_core::Mode::Observe,
+        },
+        consecutive_gateway_errors: count(written.consecutive_gateway_errors.value),
+        consecutive_local_errors: count(written.consecutive_local_errors.value),
+        consecutive_5xx: count(written.consecutive_5xx.value),
+        failure_rate: written.failure_rate.value.map(|rate| rate.fraction()),
+        min_requests: written.min_requests.value,
+        relative: written.failure_rate.value.map(|_| outlier::Relative::default()),
+        latency_factor: None,
+        window: written.window.value,
+        max_ejection_percent: written.max_ejection_percent.fraction(),
+        ejection: ejection::Settings {
+            base: written.base_ejection_time.value,
+            max: written.max_ejection_time.value,
+            ..ejection::Settings::default()
+        },
     }
 }
 

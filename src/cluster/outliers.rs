@@ -1,0 +1,227 @@
+//! Ejection as the rest of the proxy sees it: who is compared with whom, and who is told.
+//!
+//! What is decided, and when, is [`bellwether_core::outlier`]'s. Here the members of a cluster are laid before the
+//! referee, at once by the worker on which a row of failures became too long, and once a second by the control plane.
+
+use std::sync::atomic::Ordering;
+
+use bellwether_core::ejection::{Conclusion, Ejected, Probe, Standing};
+use bellwether_core::outlier::{Kind, Member, Ruling, Verdict};
+use bellwether_core::self_health::Score;
+use bellwether_core::{Dice, Moment, Outcome};
+
+use super::{Cluster, Endpoint};
+use crate::telemetry::{Change, Detector, EjectionResult, EventKind, Events, WorkerId};
+
+/// Who decides, and where to tell about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Witness<'a> {
+    /// On which thread.
+    pub worker: WorkerId,
+    /// Who is told.
+    pub events: &'a Events,
+    /// The configuration that serves.
+    pub generation: u64,
+    /// The present moment.
+    pub now: Moment,
+}
+
+impl Endpoint {
+    /// Whether it is in service as far as its ejection is concerned.
+    pub fn is_in_service(&self) -> bool {
+        // In service whatever the moment, or not at all.
+        self.state.ejection.standing(Moment::ZERO) == Standing::In
+    }
+}
+
+impl Cluster {
+    /// An endpoint whose time out is over, and the right to send it one request.
+    pub(super) fn due(&self, tried: &[u32], now: Moment) -> Option<(usize, Probe)> {
+        let settings = self.settings.outlier.as_ref()?;
+        // Ordering: Relaxed; a hint that the sweep sets right.
+        if !self.state.any_out.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.endpoints.iter().enumerate().find_map(|(index, endpoint)| {
+            let usable = endpoint.weight > 0
+                && endpoint.state.is_available()
+                && !tried.contains(&super::index_of(index));
+            let probe = usable.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
+            Some((index, probe))
+        })
+    }
+
+    /// An attempt is over, with all of its body.
+    pub fn attempted(
+        &self,
+        index: usize,
+        probe: Option<Probe>,
+        outcome: Outcome,
+        kind: Kind,
+        witness: Witness<'_>,
+        dice: &mut Dice,
+    ) {
+        let Some(settings) = &self.settings.outlier else {
+            return;
+        };
+        let endpoint = &self.endpoints[index];
+        let now = witness.now;
+        let Some(probe) = probe else {
+            // Of one that is out only the probe's verdict counts.
+            if endpoint.is_in_service()
+                && let Some(tally) = &endpoint.tally
+                && tally.record(settings, outcome, kind, now).is_some()
+            {
+                let members = self.members();
+                let referee = &self.state.referee;
+                let verdict = referee.strike(settings, &members, self.place(index), Score::WELL, now, dice);
+                drop(members);
+                if let Some(verdict) = verdict {
+                    self.announce(index, &verdict, witness);
+                }
+            }
+            return;
+        };
+        match probe.judge(&settings.ejection, outcome, now, dice) {
+            Conclusion::Returned => self.returned(index, "probe passed", witness),
+            Conclusion::Again(ejected) => self.tell(
+                index,
+                "ejected",
+                "ejected",
+                "probe_failed",
+                &length(&ejected, now),
+                witness,
+            ),
+            Conclusion::Released | Conclusion::Stale => {}
+        }
+    }
+
+    /// Compares everybody. To be called about once a second; returns how many are out.
+    pub fn sweep(&self, witness: Witness<'_>, dice: &mut Dice) -> u64 {
+        let Some(settings) = &self.settings.outlier else {
+            return 0;
+        };
+        let members = self.members();
+        let report = self
+            .state
+            .referee
+            .sweep(settings, &members, Score::WELL, witness.now, dice);
+        drop(members);
+        let indices = self.indices();
+        for verdict in &report.verdicts {
+            if let Some(index) = indices.get(verdict.index) {
+                self.announce(*index, verdict, witness);
+            }
+        }
+        for index in report.returned.iter().filter_map(|place| indices.get(*place)) {
+            self.returned(*index, "time over", witness);
+        }
+        for correlated in &report.correlated {
+            witness.events.push(Change {
+                kind: EventKind::Ejection,
+                subject: String::from(&*self.name),
+                from: String::new(),
+                to: "correlated_failure".to_owned(),
+                reason: "correlated_failure".to_owned(),
+                evidence: format!(
+                    "{} of {} endpoints fail together",
+                    correlated.failing, correlated.size
+                ),
+                generation: witness.generation,
+            });
+        }
+        let out = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| !endpoint.is_in_service())
+            .count();
+        // Ordering: Relaxed; an ejection that this overwrites is found by the next sweep.
+        self.state.any_out.store(out > 0, Ordering::Relaxed);
+        out as u64
+    }
+
+    /// Those that are compared: an operator's decisions are none of the referee's business.
+    fn indices(&self) -> Vec<usize> {
+        let compared = |endpoint: &Endpoint| {
+            endpoint.tally.is_some() && !endpoint.state.is_drained() && endpoint.weight > 0
+        };
+        (0..self.endpoints.len())
+            .filter(|index| compared(&self.endpoints[*index]))
+            .collect()
+    }
+
+    fn members(&self) -> Vec<Member<'_>> {
+        let member = |index: usize| {
+            let endpoint = &self.endpoints[index];
+            Some(Member {
+                tally: endpoint.tally.as_deref()?,
+                ejection: &endpoint.state.ejection,
+                group: u32::from(endpoint.priority),
+                available: endpoint.state.is_available(),
+                p90: None,
+            })
+        };
+        self.indices().into_iter().filter_map(member).collect()
+    }
+
+    /// The place of an endpoint among those that are compared.
+    fn place(&self, index: usize) -> usize {
+        self.indices()
+            .iter()
+            .position(|known| *known == index)
+            .unwrap_or(usize::MAX)
+    }
+
+    fn announce(&self, index: usize, verdict: &Verdict, witness: Witness<'_>) {
+        let finding = verdict.finding;
+        let (result, to, more) = match verdict.ruling {
+            Ruling::Ejected(ejected) => {
+                // Ordering: Relaxed; see `due`.
+                self.state.any_out.store(true, Ordering::Relaxed);
+                (EjectionResult::Enforced, "ejected", length(&ejected, witness.now))
+            }
+            Ruling::WouldEject(ejected) => (
+                EjectionResult::Observed,
+                "would_be_ejected",
+                length(&ejected, witness.now),
+            ),
+            Ruling::Withheld(why) => (EjectionResult::from(why), "kept", why.name().to_owned()),
+        };
+        self.metrics
+            .ejected(witness.worker, Detector::from(&finding), result);
+        self.tell(
+            index,
+            "available",
+            to,
+            finding.detector(),
+            &format!("{finding}; {more}"),
+            witness,
+        );
+    }
+
+    fn returned(&self, index: usize, why: &str, witness: Witness<'_>) {
+        let endpoint = &self.endpoints[index];
+        if let Some(tally) = &endpoint.tally {
+            tally.clear();
+        }
+        endpoint.state.came_back(witness.now);
+        self.tell(index, "ejected", "available", "returned", why, witness);
+    }
+
+    fn tell(&self, index: usize, from: &str, to: &str, reason: &str, evidence: &str, witness: Witness<'_>) {
+        witness.events.push(Change {
+            kind: EventKind::Ejection,
+            subject: format!("{}/{}", self.name, self.endpoints[index].label),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            reason: reason.to_owned(),
+            evidence: evidence.to_owned(),
+            generation: witness.generation,
+        });
+    }
+}
+
+fn length(ejected: &Ejected, now: Moment) -> String {
+    let seconds = ejected.until.since(now).as_secs_f64();
+    format!("out for {seconds:.1} s, time {} in a row", ejected.nth)
+}
