@@ -108,7 +108,8 @@ mod tests {
             if let Some(content) = content {
                 fs::write(&path, content).unwrap();
             }
-            let ((changed, changes), (events, heard)) = (mpsc::channel(1), mpsc::channel(1));
+            // Room for what a test does not hear at once: it writes and hears on one task.
+            let ((changed, changes), (events, heard)) = (mpsc::channel(1), mpsc::channel(16));
             let cancel = CancellationToken::new();
             let task = Task {
                 cluster: "app".into(),
