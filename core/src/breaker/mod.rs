@@ -318,6 +318,8 @@ pub struct Breaker {
     /// Nanoseconds of the moment at which the ramp began.
     entered: AtomicU64,
     consecutive: AtomicU32,
+    /// Nanoseconds of the moment at which the last call that was not good leaves the window.
+    bad_until: AtomicU64,
     window: Window,
     inner: Mutex<Inner>,
 }
@@ -386,6 +388,7 @@ impl Breaker {
             until: AtomicU64::new(u64::MAX),
             entered: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
+            bad_until: AtomicU64::new(0),
             window: Window::new(window),
             inner: Mutex::new(Inner {
                 openings: 0,
@@ -518,6 +521,19 @@ impl Breaker {
             Kind::Live => {
                 let sample = sample(outcome)?;
                 self.window.record(sample, now);
+                // Ordering: Relaxed here and in the next lines; values of their own.
+                if sample != Sample::Good {
+                    let until = now.plus(self.window.length()).as_nanos();
+                    self.bad_until.fetch_max(until, Ordering::Relaxed);
+                } else if now.as_nanos() >= self.bad_until.load(Ordering::Relaxed)
+                    && view & STATE_BITS == State::Closed as u64
+                {
+                    // The usual call: a good one in a window of good ones changes nothing.
+                    if self.consecutive.load(Ordering::Relaxed) != 0 {
+                        self.consecutive.store(0, Ordering::Relaxed);
+                    }
+                    return None;
+                }
                 let in_a_row = if sample == Sample::Failed {
                     // Ordering: Relaxed; a count of its own.
                     self.consecutive.fetch_add(1, Ordering::Relaxed) + 1
@@ -528,12 +544,12 @@ impl Breaker {
                     0
                 };
                 match State::from_bits(view) {
-                    State::Closed => self.judge(settings, view, sample, in_a_row, outcome, now, dice),
+                    State::Closed => self.judge(settings, view, in_a_row, outcome, now, dice),
                     State::Recovering => {
                         if sample != Sample::Failed {
                             self.locked(|inner| inner.ramp_success = true);
                         }
-                        self.judge(settings, view, sample, in_a_row, outcome, now, dice)
+                        self.judge(settings, view, in_a_row, outcome, now, dice)
                             .or_else(|| self.tick(settings, now, dice))
                     }
                     _ => None,
@@ -543,12 +559,10 @@ impl Breaker {
     }
 
     /// Opens if the window or the row of failures says so.
-    #[expect(clippy::too_many_arguments, reason = "one verdict and everything it is about")]
     fn judge(
         &self,
         settings: &Settings,
         view: u64,
-        sample: Sample,
         in_a_row: u32,
         outcome: Outcome,
         now: Moment,
@@ -557,11 +571,7 @@ impl Breaker {
         if settings.consecutive.is_some_and(|most| in_a_row >= most) {
             return self.open(settings, view, Cause::Consecutive, hint(outcome), now, dice);
         }
-        // Most windows hold nothing but good calls, and a good call added to them changes nothing.
         let counts = self.window.counts(now);
-        if sample == Sample::Good && counts.failed == 0 && counts.slow == 0 {
-            return None;
-        }
         let least = if State::from_bits(view) == State::Recovering {
             settings.min_requests / 2
         } else {
