@@ -49,6 +49,9 @@ for file in config/*.yaml; do
     fi
 done
 
+step "fuzz targets compile"
+cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
+
 step "tests"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -2,7 +2,9 @@
 //! version of HTTP, and nothing that frames a message is touched.
 #![no_main]
 
+mod http1;
 mod message;
+mod wire;
 
 use http::header::HeaderMap;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};

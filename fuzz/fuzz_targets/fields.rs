@@ -1,8 +1,11 @@
 //! Small fields that we read: `traceparent`, `grpc-timeout`, `grpc-message`, `grpc-status`.
 #![no_main]
 
+mod http1;
 mod message;
+mod wire;
 
+use bellwether_core::deadline::GrpcTimeout;
 use bellwether_core::{Deadline, Moment, deadline};
 use http::header::{HeaderMap, HeaderValue};
 use message::{grpc, trace};
@@ -20,12 +23,9 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         );
         assert_eq!(trace::TraceContext::parse(again.as_bytes()), Some(context));
     }
-    // Two readers of one field must not differ: one bounds the call, the other tells the next hop.
-    let here = grpc::parse_timeout(input);
-    assert_eq!(here, deadline::parse_grpc_timeout(input));
-    if let Some(left) = here {
-        let written = grpc::timeout_value(left);
-        let read = grpc::parse_timeout(written.as_bytes()).expect("what is written is read");
+    if let Some(left) = deadline::parse_grpc_timeout(input) {
+        let written = GrpcTimeout::new(left);
+        let read = deadline::parse_grpc_timeout(written.as_bytes()).expect("what is written is read");
         assert!(read <= left, "{left:?} became {read:?}");
         let now = Moment::default();
         // A deadline centuries away is none.

@@ -1,13 +1,15 @@
 //! Forwarding fields: nobody but a trusted proxy can say who the client is, whatever stands left of what it wrote.
 #![no_main]
 
+mod http1;
 mod message;
+mod wire;
 
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
-use message::forwarded::{Hop, Scheme, Trust, TrustedProxies};
+use message::forwarded::{Added, Hop, Scheme, Trust, TrustedProxies};
 use message::is_field_value;
 
 const NAMES: [&str; 8] = [
@@ -30,6 +32,13 @@ fn ip(u: &mut Unstructured<'_>) -> Result<IpAddr> {
     })
 }
 
+/// The fields of a request as the service gets them: those that came and those that we add.
+fn write(hop: &Hop, headers: &mut HeaderMap, host: &HeaderValue) {
+    let mut added = Added::new();
+    hop.write(headers, &mut added, host);
+    headers.extend(added);
+}
+
 fn run(u: &mut Unstructured<'_>) -> Result<()> {
     let trusted =
         TrustedProxies::new(["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().expect("a network")));
@@ -39,6 +48,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-._~:[]".contains(*c))
         .collect();
+    let host = HeaderValue::try_from(host).expect("only what hosts are made of");
     let scheme = *u.choose(&[Scheme::Http, Scheme::Https])?;
     let sent = message::fields(u, &NAMES, 5)?;
 
@@ -47,7 +57,11 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
     if !trusted.contains(peer) {
         assert_eq!(found, peer.to_canonical());
         let mut headers = sent.clone();
-        Hop::new(peer, scheme, 443, Trust::Untrusted).write(&mut headers, &host);
+        write(
+            &Hop::new(peer, scheme, 443, Trust::Untrusted),
+            &mut headers,
+            &host,
+        );
         let said: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
         assert_eq!(said, [peer.to_canonical().to_string().as_str()]);
         assert!(!headers.contains_key(header::FORWARDED) && !headers.contains_key("x-real-ip"));
@@ -66,7 +80,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             if headers.is_empty() {
                 headers.insert(field, HeaderValue::from_static("unknown"));
             }
-            Hop::new(client, scheme, 80, Trust::Trusted).write(&mut headers, &host);
+            write(&Hop::new(client, scheme, 80, Trust::Trusted), &mut headers, &host);
             let other = if field == "forwarded" {
                 "x-forwarded-for"
             } else {

@@ -4,6 +4,7 @@
 
 mod http1;
 mod message;
+mod wire;
 
 use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};

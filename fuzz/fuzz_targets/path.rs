@@ -1,7 +1,9 @@
 //! Path normalisation: the spelling is final, and nothing in it climbs or hides, decode it how often you like.
 #![no_main]
 
+mod http1;
 mod message;
+mod wire;
 
 use message::path;
 

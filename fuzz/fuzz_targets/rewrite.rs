@@ -1,7 +1,9 @@
 //! Rewrites and redirects: what is made of a path is one path in its one spelling, or refused.
 #![no_main]
 
+mod http1;
 mod message;
+mod wire;
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use message::forwarded::Scheme;
@@ -105,7 +107,14 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             query,
             matched_prefix: Some(prefix),
         };
-        let location = redirect.location(&asked, &values);
+        // None: it cannot be said without a host, and there is none.
+        let (Some(location), Some(response)) = (
+            redirect.location(&asked, &values),
+            redirect.response(&asked, &values),
+        ) else {
+            assert!(host.is_empty());
+            continue;
+        };
         let rest = match location.split_once("://") {
             Some((_, rest)) if !location.starts_with('/') => rest,
             _ => location.as_str(),
@@ -114,7 +123,6 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         // Nothing of the path can become part of the host: "//evil" would be an address of its own.
         assert!(at > 0 || !rest.starts_with("//"), "{location}");
         is_target(&rest[at..]);
-        let response = redirect.response(&asked, &values);
         assert!(message::is_field_value(response.headers()["location"].as_bytes()));
     }
     Ok(())
