@@ -79,7 +79,7 @@ fn main() {
     let mut now = Moment::ZERO;
     measure("recording an attempt: begin and finish", || {
         now = now.plus(Duration::from_micros(20));
-        load.begin();
+        load.begin(Moment::ZERO);
         load.finish(Duration::from_micros(800), Outcome::Success, now);
     });
 }
@@ -90,7 +90,7 @@ fn endpoints(count: usize) -> Endpoints {
         .map(|n| {
             let load = Load::new();
             for second in 1..=20 {
-                load.begin();
+                load.begin(Moment::ZERO);
                 let rtt = Duration::from_micros(500 + n as u64);
                 load.finish(
                     rtt,

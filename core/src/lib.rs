@@ -11,8 +11,9 @@
 //!
 //! Reading order: [`moment`], [`dice`], [`reason`], [`outcome`] are the vocabulary; [`deadline`] and [`slow_start`] are
 //! small; [`balance`] picks endpoints. [`limit`], [`adaptive`], [`shed`] and [`rate`] say who must wait or go, [`breaker`]
-//! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`],
-//! [`outlier`] and [`ejection`] tell it what they know, [`self_health`] how far to believe them, and [`mod@panic`] says what
+//! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again, [`idle`] when a connection is too old for
+//! it. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`], [`outlier`] (by what it counts and
+//! by [`recent`] times) and [`ejection`] tell it what they know, [`self_health`] how far to believe them, and [`mod@panic`] says what
 //! to do when nobody is left.
 
 #![warn(missing_docs)]
@@ -30,6 +31,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod hedge;
 pub mod histogram;
+pub mod idle;
 pub mod limit;
 pub mod mode;
 pub mod moment;
@@ -40,6 +42,7 @@ pub mod phi;
 pub mod pulse;
 pub mod rate;
 pub mod reason;
+pub mod recent;
 pub mod self_health;
 pub mod shed;
 pub mod shelf;

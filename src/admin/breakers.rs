@@ -106,7 +106,12 @@ fn since_epoch() -> Duration {
 fn all(snapshot: &Snapshot) -> Vec<(&Guarded, Vec<Arc<str>>)> {
     let mut found: Vec<(&Guarded, Vec<Arc<str>>)> = Vec::new();
     for route in snapshot.routes.iter() {
-        for guarded in route.breakers.iter() {
+        let of_endpoints = route.breakers.places().iter().flat_map(|(id, place)| {
+            let endpoints = snapshot.cluster(*id).map(|cluster| cluster.endpoints.iter());
+            let endpoints = endpoints.into_iter().flatten();
+            endpoints.filter_map(|endpoint| endpoint.guards.get(*place))
+        });
+        for guarded in route.breakers.iter().chain(of_endpoints) {
             match found.iter_mut().find(|(known, _)| known.name == guarded.name) {
                 Some((_, routes)) => routes.push(Arc::clone(&route.name)),
                 None => found.push((guarded, vec![Arc::clone(&route.name)])),

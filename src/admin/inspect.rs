@@ -462,6 +462,8 @@ pub(super) struct EndpointView {
     /// Share of recent attempts that went well, 0.0 to 1.0.
     success: f64,
     connections: u32,
+    /// Longer than this no idle connection is kept: the endpoint has said so, or was seen to close earlier.
+    idle_limit_seconds: f64,
     /// Attempts ever begun.
     picks: u64,
     #[serde(rename = "override")]
@@ -512,6 +514,7 @@ impl EndpointView {
             latency_estimate_ms: estimate.map(|seconds| rounded(f64::from(seconds) * 1e3)),
             success: rounded(f64::from(load.success())),
             connections: state.connections(),
+            idle_limit_seconds: rounded(state.idle.limit(now).as_secs_f64()),
             picks: load.picks(),
             set_aside,
         }

@@ -110,7 +110,7 @@ pub(super) fn banner(
                 "   {} · timeout {} · {}",
                 retry(route.retry.as_ref()),
                 duration(route.timeout),
-                breaker(&route.breakers)
+                breaker(&route.breakers, snapshot)
             ),
             Action::Redirect(_) | Action::Direct(_) => String::new(),
         };
@@ -170,11 +170,16 @@ fn retry(retry: Option<&Retry>) -> String {
     format!("retry {} ({methods}{per_try})", retry.num_retries)
 }
 
-fn breaker(breakers: &Breakers) -> String {
-    let (Some(guarded), scope) = (breakers.iter().next(), breakers.scope()) else {
+fn breaker(breakers: &Breakers, snapshot: &Snapshot) -> String {
+    let scope = breakers.scope();
+    let of_route = breakers.iter().next().map(|guarded| &guarded.settings);
+    let of_endpoints = || {
+        let (id, place) = breakers.places().first()?;
+        Some(&snapshot.cluster(*id)?.guards.get(*place)?.settings)
+    };
+    let Some(settings) = of_route.or_else(of_endpoints) else {
         return "breaker off".to_owned();
     };
-    let settings = &guarded.settings;
     let observes = if settings.mode.enforces() {
         ""
     } else {

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::balance::Load;
+use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::ejection::Ejection;
+use bellwether_core::idle::IdleLimit;
 use bellwether_core::outlier::{self, Tally};
+use bellwether_core::recent::Recent;
 use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
 
+use super::guarded::Guarded;
 use crate::net::SocketAddress;
 use crate::telemetry::EndpointMetrics;
 
@@ -33,6 +37,8 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// How attempts went lately; none when nobody is ejected in its cluster.
     pub tally: Option<Arc<Tally>>,
+    /// Its breakers, in the order of its cluster's plans.
+    pub guards: Box<[Guarded]>,
     /// What was learned; survives reloads.
     pub state: Arc<EndpointState>,
     /// Its series.
@@ -48,7 +54,12 @@ pub struct EndpointState {
     pub load: Load,
     /// Whether it is out for behaving worse than others.
     pub ejection: Arc<Ejection>,
+    /// Its last times to the first byte, where latency is compared.
+    pub recent: Recent,
     tallies: Shelf<Tally>,
+    breakers: Shelf<Breaker>,
+    /// Nanoseconds that a probe of one that was ejected for being slow may take; 0 for any time.
+    slow: AtomicU64,
     /// When it joined, or `ZERO` if it was there at the start; slow start counts from here.
     joined: AtomicU64,
     /// The verdict of the active check. Starts as healthy: an unchecked endpoint may be used.
@@ -59,8 +70,8 @@ pub struct EndpointState {
     connections: AtomicU32,
     /// Workers that wait for one of them to end.
     room_wanted: AtomicU32,
-    /// How long it keeps idle connections, in milliseconds, as far as it has said so; 0 for unknown.
-    idle_limit: AtomicU64,
+    /// How long it keeps idle connections, as far as it has said or shown.
+    pub idle: IdleLimit,
 }
 
 impl EndpointState {
@@ -72,13 +83,16 @@ impl EndpointState {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             load: Load::default(),
             ejection: Arc::default(),
+            recent: Recent::new(),
             tallies: Shelf::default(),
+            breakers: Shelf::default(),
+            slow: AtomicU64::new(0),
             joined: AtomicU64::new(joined.as_nanos()),
             failed: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             connections: AtomicU32::new(0),
             room_wanted: AtomicU32::new(0),
-            idle_limit: AtomicU64::new(0),
+            idle: IdleLimit::new(),
         }
     }
 
@@ -103,7 +117,7 @@ impl EndpointState {
     pub fn set_healthy(&self, healthy: bool, now: Moment) {
         let was_failed = self.failed.swap(!healthy, Ordering::Relaxed);
         if healthy && was_failed {
-            self.joined.store(now.as_nanos(), Ordering::Relaxed);
+            self.came_back(now);
         }
     }
 
@@ -115,8 +129,30 @@ impl EndpointState {
         )
     }
 
-    /// It is in service again, and starts slowly.
+    /// The breaker that all routes to it share.
+    pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
+        self.breakers.take(
+            |breaker| breaker.fits(settings),
+            |last| Breaker::after(last.map(|last| &**last), settings, now),
+        )
+    }
+
+    /// It was ejected, and this long a probe may take; none where slowness was not the reason.
+    pub(super) fn set_slow(&self, bound: Option<Duration>) {
+        let nanos = bound.map_or(0, |bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX));
+        self.slow.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Whether a probe that took so long shows that it is as slow as it was.
+    pub(super) fn is_still_slow(&self, took: Duration) -> bool {
+        let bound = self.slow.load(Ordering::Relaxed);
+        bound > 0 && took.as_nanos() > u128::from(bound)
+    }
+
+    /// It is in service again, starts slowly, and is not taken for what it was before.
     pub(super) fn came_back(&self, now: Moment) {
+        self.load.forget();
+        self.recent.clear();
         self.joined.store(now.as_nanos(), Ordering::Relaxed);
     }
 
@@ -160,20 +196,5 @@ impl EndpointState {
     /// Whether a worker has no connection and may open none, because others hold as many as there may be.
     pub(super) fn is_room_wanted(&self) -> bool {
         self.room_wanted.load(Ordering::Relaxed) > 0
-    }
-
-    /// How long it said that it keeps idle connections (`keep-alive: timeout=N`).
-    pub(super) fn idle_limit(&self) -> Option<Duration> {
-        match self.idle_limit.load(Ordering::Relaxed) {
-            0 => None,
-            millis => Some(Duration::from_millis(millis)),
-        }
-    }
-
-    pub(super) fn learn_idle_limit(&self, limit: Duration) {
-        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
-        if self.idle_limit.load(Ordering::Relaxed) != millis {
-            self.idle_limit.store(millis, Ordering::Relaxed);
-        }
     }
 }

@@ -194,7 +194,7 @@ impl Exchange {
                 Ok(http1::client::Answer::Interim(head)) => Ok(Answer::Interim(head.status, head.headers)),
                 Ok(http1::client::Answer::Final(head)) => {
                     if let Some(seconds) = keep_alive_timeout(&head.headers) {
-                        ticket.learn_idle_limit(seconds);
+                        ticket.endpoint_says(seconds);
                     }
                     let mut parts = http::Response::new(()).into_parts().0;
                     parts.status = head.status;
@@ -353,6 +353,8 @@ fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use bellwether_core::Moment;
+
     use super::*;
     use crate::cluster::testing::{World, content, finish, head, settings, start};
     use crate::cluster::{Protocol, Settings};
@@ -402,7 +404,7 @@ mod tests {
             assert!(!exchange.is_end_stream());
             assert_eq!(content(&mut exchange).await.unwrap(), "ok");
             // A second less than it said.
-            assert_eq!(world.endpoint().state.idle_limit(), Some(secs(8)));
+            assert_eq!(world.endpoint().state.idle.limit(Moment::ZERO), secs(8));
         });
     }
 

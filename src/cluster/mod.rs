@@ -8,6 +8,7 @@ pub mod connect;
 pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
+pub mod guarded;
 pub mod outliers;
 pub mod pool;
 pub mod probe;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bellwether_core::balance::{Balancer, Load, Members};
-use bellwether_core::breaker::{self, Breaker};
+use bellwether_core::breaker::{self, Breaker, Passage};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
 use bellwether_core::outlier::{self, Referee};
@@ -33,6 +34,7 @@ use crate::net::tls::ClientTls;
 use crate::route::HashKey;
 use crate::telemetry::ClusterMetrics;
 pub use endpoint::{Endpoint, EndpointState};
+use guarded::GuardPlan;
 
 /// Which protocol to speak to endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,6 +99,8 @@ pub struct Cluster {
     pub budget: Option<Arc<Budget>>,
     /// What outlives the snapshot.
     pub state: Arc<ClusterState>,
+    /// The breakers that every endpoint has.
+    pub guards: Arc<[GuardPlan]>,
     /// Its series.
     pub metrics: Arc<ClusterMetrics>,
 }
@@ -108,6 +112,8 @@ pub struct ClusterState {
     referee: Referee,
     /// Whether an endpoint may be out.
     any_out: AtomicBool,
+    /// Whether the breaker of an endpoint may refuse.
+    any_shut: AtomicBool,
     breakers: Shelf<Breaker>,
     budgets: Shelf<Budget>,
 }
@@ -163,6 +169,17 @@ pub enum NoPick {
     AtLimit,
     /// Every one that may be used has been tried.
     AllTried,
+    /// The breakers of those that are left refuse, for so long.
+    BreakersOpen(Duration),
+}
+
+/// What a request asks of the picker, the same for all of its attempts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish {
+    /// For policies that hash.
+    pub hash: Option<u64>,
+    /// The place of the breaker that its attempts ask, among those of each endpoint.
+    pub guard: Option<usize>,
 }
 
 impl Cluster {
@@ -182,7 +199,7 @@ impl Cluster {
         })
     }
 
-    /// The endpoint for the next attempt. One that is ejected and due is asked first, by an attempt that may fail
+    /// The endpoint for the next attempt. One that is out and due is asked first, by an attempt that may fail
     /// (`may_probe`): nothing else brings it back.
     ///
     /// # Errors
@@ -190,7 +207,7 @@ impl Cluster {
     pub fn pick(
         &self,
         tried: &Tried,
-        hash: Option<u64>,
+        wish: Wish,
         may_probe: bool,
         now: Moment,
         dice: &mut Dice,
@@ -201,8 +218,26 @@ impl Cluster {
                 probe: Some(probe),
             });
         }
-        let candidates = Candidates { cluster: self, tried };
-        if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
+        // Ordering: Relaxed; a hint that the next tick sets right.
+        let guard = wish.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed));
+        let candidates = Candidates {
+            cluster: self,
+            tried,
+            guard,
+            now,
+        };
+        let wanted = || {
+            let mut indices = 0..self.endpoints.len();
+            guard.and_then(|_| indices.find(|index| candidates.is_wanted(*index)))
+        };
+        if may_probe && let Some(index) = wanted() {
+            return Ok(Picked { index, probe: None });
+        }
+        if let Some(index) = self.balancer.pick(&candidates, wish.hash, now, dice) {
+            return Ok(Picked { index, probe: None });
+        }
+        // Whoever comes is better than nobody.
+        if let Some(index) = wanted() {
             return Ok(Picked { index, probe: None });
         }
         let usable = || {
@@ -230,7 +265,14 @@ impl Cluster {
         if serving.all(|(index, _)| !untried(index)) {
             return Err(NoPick::AllTried);
         }
-        Err(NoPick::AtLimit)
+        let shut = usable()
+            .filter(|(index, endpoint)| in_service(endpoint) && untried(*index))
+            .filter_map(|(_, endpoint)| match endpoint.passage(guard, now) {
+                Passage::Shut(left) => Some(left),
+                Passage::Free | Passage::Due => None,
+            })
+            .min();
+        Err(shut.map_or(NoPick::AtLimit, NoPick::BreakersOpen))
     }
 }
 
@@ -242,14 +284,14 @@ fn index_of(index: usize) -> u32 {
 struct Candidates<'a> {
     cluster: &'a Cluster,
     tried: &'a Tried,
+    /// The breaker to ask, while any may refuse.
+    guard: Option<usize>,
+    now: Moment,
 }
 
-impl Members for Candidates<'_> {
-    fn load(&self, index: usize) -> &Load {
-        &self.cluster.endpoints[index].state.load
-    }
-
-    fn eligible(&self, index: usize) -> bool {
+impl Candidates<'_> {
+    /// Whether it could be picked if it had no breaker.
+    fn is_usable(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
         endpoint.state.is_available()
             && (self.cluster.settings.outlier.is_none() || endpoint.is_in_service())
@@ -259,6 +301,24 @@ impl Members for Candidates<'_> {
                 .settings
                 .max_in_flight_per_endpoint
                 .is_none_or(|limit| endpoint.state.load.in_flight() < limit)
+    }
+
+    /// Whether its breaker waits for a probe.
+    fn is_wanted(&self, index: usize) -> bool {
+        let endpoint = &self.cluster.endpoints[index];
+        endpoint.weight > 0 && endpoint.passage(self.guard, self.now) == Passage::Due && self.is_usable(index)
+    }
+}
+
+impl Members for Candidates<'_> {
+    fn load(&self, index: usize) -> &Load {
+        &self.cluster.endpoints[index].state.load
+    }
+
+    fn eligible(&self, index: usize) -> bool {
+        self.is_usable(index)
+            && (self.guard.is_none()
+                || self.cluster.endpoints[index].passage(self.guard, self.now) == Passage::Free)
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {

@@ -4,11 +4,12 @@
 //! referee, at once by the worker on which a row of failures became too long, and once a second by the control plane.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bellwether_core::ejection::{Conclusion, Ejected, Probe, Standing};
-use bellwether_core::outlier::{Kind, Member, Ruling, Verdict};
+use bellwether_core::outlier::{Finding, Kind, Member, Ruling, Verdict};
 use bellwether_core::self_health::Score;
-use bellwether_core::{Dice, Moment, Outcome};
+use bellwether_core::{Dice, Moment, Origin, Outcome};
 
 use super::{Cluster, Endpoint};
 use crate::telemetry::{Change, Detector, EjectionResult, EventKind, Events, WorkerId};
@@ -24,6 +25,17 @@ pub struct Witness<'a> {
     pub generation: u64,
     /// The present moment.
     pub now: Moment,
+}
+
+/// How an attempt went, as far as ejection is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempted {
+    /// Success, failure, or nothing to conclude.
+    pub outcome: Outcome,
+    /// What it was answered with.
+    pub kind: Kind,
+    /// From its start to the head of the answer; to its end where there was none.
+    pub took: Duration,
 }
 
 impl Endpoint {
@@ -56,17 +68,20 @@ impl Cluster {
         &self,
         index: usize,
         probe: Option<Probe>,
-        outcome: Outcome,
-        kind: Kind,
+        attempted: Attempted,
         witness: Witness<'_>,
         dice: &mut Dice,
     ) {
+        let Attempted { outcome, kind, took } = attempted;
         let Some(settings) = &self.settings.outlier else {
             return;
         };
         let endpoint = &self.endpoints[index];
         let now = witness.now;
         let Some(probe) = probe else {
+            if settings.latency_factor.is_some() && matches!(outcome, Outcome::Success | Outcome::Slow) {
+                endpoint.state.recent.record(took, now);
+            }
             // Of one that is out only the probe's verdict counts.
             if endpoint.is_in_service()
                 && let Some(tally) = &endpoint.tally
@@ -81,6 +96,12 @@ impl Cluster {
                 }
             }
             return;
+        };
+        let outcome = match outcome {
+            Outcome::Success | Outcome::Slow if endpoint.state.is_still_slow(took) => {
+                Outcome::Failure(Origin::Local)
+            }
+            outcome => outcome,
         };
         match probe.judge(&settings.ejection, outcome, now, dice) {
             Conclusion::Returned => self.returned(index, "probe passed", witness),
@@ -98,6 +119,7 @@ impl Cluster {
 
     /// Compares everybody. To be called about once a second; returns how many are out.
     pub fn sweep(&self, witness: Witness<'_>, dice: &mut Dice) -> u64 {
+        self.tick_breakers(witness, dice);
         let Some(settings) = &self.settings.outlier else {
             return 0;
         };
@@ -158,7 +180,12 @@ impl Cluster {
                 ejection: &endpoint.state.ejection,
                 group: u32::from(endpoint.priority),
                 available: endpoint.state.is_available(),
-                p90: None,
+                recent: self
+                    .settings
+                    .outlier
+                    .as_ref()?
+                    .latency_factor
+                    .map(|_| &endpoint.state.recent),
             })
         };
         self.indices().into_iter().filter_map(member).collect()
@@ -178,6 +205,10 @@ impl Cluster {
             Ruling::Ejected(ejected) => {
                 // Ordering: Relaxed; see `due`.
                 self.state.any_out.store(true, Ordering::Relaxed);
+                self.endpoints[index].state.set_slow(match finding {
+                    Finding::Latency { bound, .. } => Some(bound),
+                    _ => None,
+                });
                 (EjectionResult::Enforced, "ejected", length(&ejected, witness.now))
             }
             Ruling::WouldEject(ejected) => (

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::Moment;
+use bellwether_core::{Moment, idle};
 use tokio::sync::{Notify, oneshot};
 
 use super::connect::{self, ConnectError, Opened};
@@ -27,11 +27,6 @@ use crate::net::wheel::Wheel;
 use crate::telemetry::{CloseReason, ClusterMetrics, ConnectResult, ConnectionState, WorkerId};
 use crate::wire::{http1, http2};
 
-/// An idle HTTP/1.1 connection is kept this long until its endpoint has said how long it keeps it: shorter than the
-/// shortest default in wide use (5 s), because losing that race costs a request.
-const IDLE_START: Duration = Duration::from_secs(4);
-/// The longest we keep what an endpoint says it keeps longer.
-const IDLE_MOST: Duration = Duration::from_secs(55);
 /// An unused HTTP/2 connection is kept this long.
 const IDLE_HTTP2: Duration = Duration::from_secs(300);
 const SWEEP: Duration = Duration::from_millis(250);
@@ -155,6 +150,8 @@ pub(super) enum Lease {
 pub(super) struct Ticket {
     pool: Rc<Pool>,
     guard: Guard,
+    /// How long it had been idle before this exchange.
+    lay: Duration,
 }
 
 /// What checkout asks for.
@@ -319,8 +316,9 @@ impl Pool {
             since,
         }) = idle.pop()
         {
+            let lay = now.since(since);
             // The sweep comes four times a second; the race against the endpoint's own limit is lost in less.
-            let stale = now.since(since) >= self.idle_limit(&guard);
+            let stale = self.is_stale(&guard, lay, now);
             if !stale && connection.is_reusable() {
                 guard.moved(ConnectionState::Active);
                 guard.reason = CloseReason::Error;
@@ -329,8 +327,12 @@ impl Pool {
                     Ticket {
                         pool: Rc::clone(self),
                         guard,
+                        lay,
                     },
                 ));
+            }
+            if !stale {
+                guard.endpoint.idle.closed_after(lay, now);
             }
             guard.reason = CloseReason::Idle;
         }
@@ -366,6 +368,7 @@ impl Pool {
                     Ticket {
                         pool: Rc::clone(self),
                         guard,
+                        lay: Duration::ZERO,
                     },
                 ))
             }
@@ -400,23 +403,28 @@ impl Pool {
         Err(ConnectError::Limit)
     }
 
-    fn idle_limit(&self, guard: &Guard) -> Duration {
-        self.idle_timeout
-            .get()
-            .unwrap_or_else(|| guard.endpoint.idle_limit().unwrap_or(IDLE_START).min(IDLE_MOST))
+    /// Whether a connection has been idle too long.
+    fn is_stale(&self, guard: &Guard, lay: Duration, now: Moment) -> bool {
+        match self.idle_timeout.get() {
+            Some(timeout) => lay >= timeout,
+            None => lay >= idle::LEAST && lay >= guard.endpoint.idle.limit(now),
+        }
     }
 
     /// Closes what has been idle too long; whether anything is left.
     fn sweep(&self, now: Moment) -> bool {
         let mut idle = self.idle.borrow_mut();
         idle.retain_mut(|entry| {
-            let stale = now.since(entry.since) >= self.idle_limit(&entry.guard)
-                || entry.guard.endpoint.is_room_wanted();
-            if stale || !entry.connection.is_reusable() {
-                entry.guard.reason = CloseReason::Idle;
-                return false;
+            let lay = now.since(entry.since);
+            let stale = self.is_stale(&entry.guard, lay, now) || entry.guard.endpoint.is_room_wanted();
+            if !stale && entry.connection.is_reusable() {
+                return true;
             }
-            true
+            if !stale {
+                entry.guard.endpoint.idle.closed_after(lay, now);
+            }
+            entry.guard.reason = CloseReason::Idle;
+            false
         });
         let mut shared = self.shared.borrow_mut();
         shared.retain_mut(|entry| {
@@ -492,14 +500,16 @@ impl Ticket {
     }
 
     /// What the endpoint says about idle connections (`keep-alive: timeout=N`, seconds).
-    pub(super) fn learn_idle_limit(&self, seconds: u64) {
-        // A second less than promised: the clock started earlier there.
-        let limit = Duration::from_secs(seconds.saturating_sub(1)).max(Duration::from_millis(500));
-        self.guard.endpoint.learn_idle_limit(limit);
+    pub(super) fn endpoint_says(&self, seconds: u64) {
+        self.guard.endpoint.idle.says(seconds);
     }
 
     /// The connection was stale, or the exchange was given up.
     pub(super) fn close(mut self, reason: CloseReason) {
+        if reason == CloseReason::Race {
+            let now = self.pool.owner.wheel.recent();
+            self.guard.endpoint.idle.closed_after(self.lay, now);
+        }
         self.guard.reason = reason;
     }
 }
@@ -632,11 +642,11 @@ mod tests {
             drop(finish(world.get().await).await);
             // Nothing is known yet: less than anybody's default.
             assert_eq!((idle_for(3).await, idle_for(3).await), (1, 0));
-            endpoint.learn_idle_limit(secs(20));
+            endpoint.idle.says(21);
             drop(finish(world.get().await).await);
             assert_eq!((idle_for(18).await, idle_for(4).await), (1, 0));
             // Also one that says too much.
-            endpoint.learn_idle_limit(secs(10_000));
+            endpoint.idle.says(10_000);
             drop(finish(world.get().await).await);
             assert_eq!((idle_for(53).await, idle_for(4).await), (1, 0));
         });

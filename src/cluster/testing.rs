@@ -63,6 +63,7 @@ impl World {
             key: b"endpoint",
         };
         let endpoint = Endpoint {
+            guards: Box::default(),
             address: SocketAddress::Unix(Arc::<Path>::from(path)),
             label: "endpoint".into(),
             host: "localhost".into(),
@@ -76,6 +77,7 @@ impl World {
         };
         Self {
             cluster: Arc::new(Cluster {
+                guards: Arc::default(),
                 name: "app".into(),
                 settings,
                 tls: None,

@@ -157,7 +157,7 @@ object! {
         slow_call_rate: Sp<Option<Percent>> = "off";
         /// what is slow
         slow_call_duration: Sp<Option<Duration>> = "off" in (1, u32::MAX);
-        /// failures in a row that open
+        /// failures in a row that open; 5 for the scopes of endpoints unless it is written
         consecutive_failures: Sp<Option<u32>> = "off" in (1, 1_000_000);
         /// sliding
         window: Sp<Duration> = "10s" in (1, u32::MAX);
@@ -171,7 +171,7 @@ object! {
         half_open_requests: Sp<u32> = "3" in (1, 1_000);
         /// probes at one time
         half_open_max_in_flight: Sp<u32> = "1" in (1, 1_000);
-        /// gradual closing
+        /// gradual closing; at endpoints this is the cluster's `slow_start`
         ramp: Sp<Option<Duration>> = "10s";
     }
 }

@@ -7,7 +7,7 @@ use super::Config;
 use super::cluster::Cluster;
 use super::diagnostic::{Diagnostic, Diagnostics, Span};
 use super::listener::{Listener, Protocol};
-use super::policy::{BreakerScope, ConsistencyPolicy, Policy};
+use super::policy::{ConsistencyPolicy, Policy};
 use super::table::{Lower, Shown, Sp};
 
 /// The code of these errors.
@@ -22,8 +22,6 @@ pub const UNPERFORMED: &[&str] = &[
     "fault",
     "fleet",
     "heartbeat",
-    "hedge",
-    "latency_factor",
     "leader",
     "max_queue",
     "operation",
@@ -84,15 +82,7 @@ fn of_listener(listener: &Listener, refuse: &mut Refuse<'_>) {
 }
 
 fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
-    if let Some(breaker) = &policy.circuit_breaker.value {
-        let of_endpoints = matches!(
-            breaker.scope.value,
-            BreakerScope::Endpoint | BreakerScope::RouteEndpoint
-        );
-        refuse.when(of_endpoints, "circuit_breaker.scope", breaker.scope.span);
-    }
     refuse.switch("rate_limit", &policy.rate_limit);
-    refuse.switch("hedge", &policy.hedge);
     refuse.switch("fallback", &policy.fallback);
     refuse.switch("fault", &policy.fault);
     let consistency = &policy.consistency;
@@ -117,9 +107,6 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     }
     if let Some(heartbeat) = &cluster.heartbeat {
         refuse.switch("heartbeat", heartbeat);
-    }
-    if let Some(outlier) = &cluster.outlier_detection.value {
-        refuse.unless("outlier_detection.latency_factor", &outlier.latency_factor, "off");
     }
     refuse.switch("panic", &cluster.panic);
     refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 /// Fields that we add to a request, behind its own. They are few and new, so they are not worth their places in the map
 /// where they would be looked for, unless somebody edits them.
-pub type Added = SmallVec<[(HeaderName, HeaderValue); 6]>;
+pub type Added = SmallVec<[(HeaderName, HeaderValue); 7]>;
 
 /// Whether what a peer says about others is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

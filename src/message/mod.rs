@@ -3,6 +3,7 @@
 //! Everything here looks at one message and knows nothing of routes, clusters or connections. Functions take what
 //! they need and change a head in place; those on the way of every request cost nothing when there is nothing to do.
 
+pub mod deadline;
 pub mod direct_response;
 pub mod edits;
 pub mod forwarded;

@@ -146,6 +146,14 @@ impl Replay {
         })
     }
 
+    /// Whether everything has arrived and is kept, so that several attempts may send it at once.
+    pub fn is_complete(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| {
+            let source = source.borrow();
+            source.finished && !source.outgrown && source.failed.is_none()
+        })
+    }
+
     /// Why the client's content failed, if it did.
     pub fn failure(&self) -> Option<Failure> {
         self.source.as_ref().and_then(|source| source.borrow().failed)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bellwether_core::breaker::Permit;
 use bellwether_core::ejection::Probe;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
@@ -19,9 +20,9 @@ use super::body::Streaming;
 use super::cx::RequestCx;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
-use crate::cluster::outliers::Witness;
+use crate::cluster::outliers::{Attempted, Witness};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked};
+use crate::cluster::{Cluster, Endpoint, Picked};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
@@ -50,6 +51,16 @@ pub(super) struct Sendable<'a> {
 pub(super) struct Answered {
     pub(super) head: Box<response::Parts>,
     pub(super) rest: Box<Streaming>,
+    pub(super) took: Took,
+}
+
+/// How long the parts of a try took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Took {
+    /// To a new connection; none where there was one.
+    pub(super) connect: Option<Duration>,
+    /// Waiting for the endpoint.
+    pub(super) upstream: Duration,
 }
 
 /// A try that led to none.
@@ -61,6 +72,24 @@ pub(super) struct Failed {
     pub(super) exposure: Exposure,
     /// What a retry would be counted under; none where no retry can help.
     pub(super) trigger: Option<RetryTrigger>,
+    /// More about `reason`.
+    pub(super) detail: Option<Arc<str>>,
+    /// The client gave too little time to blame anybody.
+    pub(super) hurried: bool,
+    pub(super) took: Took,
+}
+
+impl Failed {
+    fn new(reason: Reason, exposure: Exposure, trigger: Option<RetryTrigger>) -> Self {
+        Self {
+            reason,
+            exposure,
+            trigger,
+            detail: None,
+            hurried: false,
+            took: Took::default(),
+        }
+    }
 }
 
 /// What the endpoint can have seen.
@@ -76,6 +105,38 @@ pub(super) enum Exposure {
     Maybe,
 }
 
+/// The right of one attempt to pass the breaker of its endpoint.
+#[derive(Debug)]
+pub(super) struct Passed {
+    guard: usize,
+    permit: Permit,
+}
+
+impl Passed {
+    /// Whether the attempt finds out for the breaker.
+    pub(super) fn is_probe(&self) -> bool {
+        self.permit.is_probe()
+    }
+}
+
+/// Asks the breaker of an endpoint, if it has one.
+pub(super) fn ask(
+    cx: &RequestCx,
+    cluster: &Cluster,
+    index: usize,
+    guard: usize,
+) -> Result<Option<Passed>, Duration> {
+    let worker = &cx.worker;
+    let witness = Witness {
+        worker: worker.id,
+        events: &worker.events,
+        generation: cx.view.snapshot.generation,
+        now: worker.tools.wheel.recent(),
+    };
+    let permit = cluster.ask(index, guard, witness, &mut worker.dice.borrow_mut())?;
+    Ok(permit.map(|permit| Passed { guard, permit }))
+}
+
 /// Counts one attempt at its cluster and endpoint until the verdict.
 #[derive(Debug)]
 pub(super) struct AttemptGuard {
@@ -83,6 +144,8 @@ pub(super) struct AttemptGuard {
     index: usize,
     /// The endpoint is ejected, and this finds out whether it may come back.
     probe: Option<Probe>,
+    /// What its breaker is owed a verdict for.
+    passed: Option<Passed>,
     /// The configuration that serves.
     generation: u64,
     worker: Rc<super::Worker>,
@@ -92,25 +155,29 @@ pub(super) struct AttemptGuard {
     code: u16,
     grpc: Option<u8>,
     outcome: Option<Outcome>,
+    /// The endpoint has all of the request, so that waiting means waiting for it.
+    is_sent: bool,
 }
 
 impl AttemptGuard {
     fn begin(
         cluster: &Arc<Cluster>,
         picked: Picked,
+        passed: Option<Passed>,
         generation: u64,
         worker: &Rc<super::Worker>,
         now: Moment,
     ) -> Self {
         let Picked { index, probe } = picked;
         let endpoint = &cluster.endpoints[index];
-        endpoint.state.load.begin();
+        endpoint.state.load.begin(now);
         cluster.metrics.attempt_started(worker.id);
         endpoint.metrics.attempt_started(worker.id);
         Self {
             cluster: Arc::clone(cluster),
             index,
             probe,
+            passed,
             generation,
             worker: Rc::clone(worker),
             started: now,
@@ -118,6 +185,7 @@ impl AttemptGuard {
             code: 0,
             grpc: None,
             outcome: None,
+            is_sent: false,
         }
     }
 
@@ -128,6 +196,7 @@ impl AttemptGuard {
     /// The head of the answer arrived.
     fn answered(&mut self, status: StatusCode, headers: &HeaderMap, when: &FailureWhen, now: Moment) {
         self.rtt = Some(now.since(self.started));
+        self.cluster.endpoints[self.index].state.load.heard(now);
         self.code = status.as_u16();
         let outcome = when.of_status(status, None);
         self.outcome = Some(match outcome {
@@ -199,6 +268,7 @@ impl AttemptGuard {
     /// Nothing may be concluded.
     pub(super) fn ignore(mut self) {
         self.outcome = None;
+        self.is_sent = false;
     }
 
     fn failed(mut self, why: Option<UpstreamFailure>) {
@@ -207,7 +277,7 @@ impl AttemptGuard {
                 self.cluster.metrics.attempt_failed(self.id(), why);
                 self.outcome = Some(Outcome::Failure(Origin::Local));
             }
-            None => self.outcome = None,
+            None => self.ignore(),
         }
     }
 }
@@ -217,11 +287,16 @@ impl Drop for AttemptGuard {
         let now = self.worker.tools.wheel.recent();
         let duration = now.since(self.started);
         let endpoint = &self.cluster.endpoints[self.index];
+        if self.rtt.is_none() {
+            endpoint.state.load.unheard();
+        }
         match self.outcome {
             Some(outcome) => endpoint
                 .state
                 .load
                 .finish(self.rtt.unwrap_or(duration), outcome, now),
+            // Nobody waits any more: it takes at least so long, or it would look idle and attract work.
+            None if self.is_sent && self.rtt.is_none() => endpoint.state.load.end_at_least(duration, now),
             None => endpoint.state.load.end_ignored(),
         }
         let outcome = self.outcome.unwrap_or(Outcome::Ignored);
@@ -231,14 +306,19 @@ impl Drop for AttemptGuard {
             generation: self.generation,
             now,
         };
-        self.cluster.attempted(
-            self.index,
-            self.probe.take(),
+        let mut dice = self.worker.dice.borrow_mut();
+        let attempted = Attempted {
             outcome,
-            self.kind(),
-            witness,
-            &mut self.worker.dice.borrow_mut(),
-        );
+            kind: self.kind(),
+            took: self.rtt.unwrap_or(duration),
+        };
+        if let Some(Passed { guard, permit }) = self.passed.take() {
+            self.cluster
+                .judged(self.index, guard, permit, attempted, witness, &mut dice);
+        }
+        self.cluster
+            .attempted(self.index, self.probe.take(), attempted, witness, &mut dice);
+        drop(dice);
         let outcome = OutcomeLabel::from(outcome);
         self.cluster.metrics.attempt_ended(
             self.worker.id,
@@ -253,23 +333,25 @@ impl Drop for AttemptGuard {
 }
 
 /// Runs one try on one endpoint.
-pub(super) async fn attempt(
-    cx: &mut RequestCx,
-    cluster: &Arc<Cluster>,
-    picked: Picked,
-    freshness: Freshness,
-    sendable: &Sendable<'_>,
-    early: Interim<'_>,
-    per_try: Option<&Timer>,
-) -> Result<Answered, Failed> {
+pub(super) async fn attempt(cx: &RequestCx, call: &Call<'_>, aim: Aim) -> Result<Answered, Failed> {
+    let Call {
+        cluster,
+        sendable,
+        early,
+        per_try,
+    } = *call;
+    let Aim {
+        picked,
+        passed,
+        freshness,
+    } = aim;
     let worker = Rc::clone(&cx.worker);
     let index = picked.index;
     let endpoint = &cluster.endpoints[index];
-    cx.attempts += 1;
-    cx.endpoint = u32::try_from(index).ok();
-    cx.phase = Phase::Connect;
+    cx.phase.set(Phase::Connect);
     let started = worker.tools.wheel.recent();
-    let guard = AttemptGuard::begin(cluster, picked, cx.view.snapshot.generation, &worker, started);
+    let generation = cx.view.snapshot.generation;
+    let mut guard = AttemptGuard::begin(cluster, picked, passed, generation, &worker, started);
     let client = cluster
         .settings
         .proxy_protocol
@@ -297,25 +379,31 @@ pub(super) async fn attempt(
         })
         .await
     };
+    let detail = |what: &dyn std::fmt::Display| Some(Arc::from(format!("{}: {what}", endpoint.label)));
     let checkout = match checkout {
         Some(Ok(checkout)) => checkout,
         Some(Err(error)) => {
-            cx.detail = Some(format!("{}: {error}", endpoint.label).into());
-            let why = error.failure();
-            guard.failed(why);
-            return Err(not_connected(&error));
+            guard.failed(error.failure());
+            return Err(Failed {
+                detail: detail(&error),
+                ..not_connected(&error)
+            });
         }
         None => {
             guard.failed(Some(UpstreamFailure::ConnectTimeout));
-            cx.detail = Some(format!("{}: still connecting", endpoint.label).into());
-            return Err(timed_out(cx, Exposure::Nothing));
+            return Err(Failed {
+                detail: detail(&"still connecting"),
+                ..timed_out(cx, Exposure::Nothing)
+            });
         }
     };
     let opened = worker.tools.wheel.recent();
-    if opened > started {
-        cx.connect = Some(opened.since(started));
-    }
-    cx.phase = Phase::Send;
+    let connect = (opened > started).then(|| opened.since(started));
+    let took = || Took {
+        connect,
+        upstream: worker.tools.wheel.now().since(started),
+    };
+    cx.phase.set(Phase::Send);
     let http2 = checkout.is_http2();
     let translated = super::upgrade::translate(sendable, http2, &worker);
     let outgoing = match &translated {
@@ -333,25 +421,19 @@ pub(super) async fn attempt(
         Ok(exchange) => exchange,
         Err(ExchangeError::Unsupported) => {
             guard.ignore();
-            return Err(Failed {
-                reason: Reason::UpgradeRefused,
-                exposure: Exposure::Nothing,
-                trigger: None,
-            });
+            return Err(Failed::new(Reason::UpgradeRefused, Exposure::Nothing, None));
         }
         Err(error) => {
             guard.failed(Some(UpstreamFailure::Reset));
-            cx.detail = Some(format!("{}: {error}", endpoint.label).into());
             return Err(Failed {
-                reason: Reason::ConnectFailed,
-                exposure: Exposure::Stale,
-                trigger: Some(RetryTrigger::Stale),
+                detail: detail(&error),
+                ..Failed::new(Reason::ConnectFailed, Exposure::Stale, Some(RetryTrigger::Stale))
             });
         }
     };
-    let mut guard = guard;
+    guard.is_sent = cx.replay.is_complete();
     loop {
-        cx.phase = Phase::Headers;
+        cx.phase.set(Phase::Headers);
         let answer = poll_fn(|task| {
             if let Poll::Ready(answer) = exchange.poll_answer(task) {
                 return Poll::Ready(Some(answer));
@@ -372,38 +454,85 @@ pub(super) async fn attempt(
                 }
             }
             Some(Ok(Answer::Final(mut head))) => {
-                let now = worker.tools.wheel.now();
+                let took = took();
+                let now = worker.tools.wheel.recent();
                 if let Some(route) = cx.route(&cx.view) {
                     guard.answered(head.status, &head.headers, &route.failure_when, now);
                 }
-                cx.upstream += now.since(started);
                 if let Some(translated) = &translated {
                     translated.answer(&mut head);
                 }
                 return Ok(Answered {
                     head,
                     rest: Box::new(Streaming::new(exchange, guard)),
+                    took,
                 });
             }
             Some(Err(error)) => {
-                cx.upstream += worker.tools.wheel.now().since(started);
-                return Err(no_answer(cx, &endpoint.label, &error, exchange, guard));
+                let took = took();
+                return Err(Failed {
+                    detail: detail(&error),
+                    took,
+                    ..no_answer(cx, &error, exchange, guard)
+                });
             }
             None => {
-                cx.upstream += worker.tools.wheel.now().since(started);
+                let took = took();
                 let exposure = if exchange.is_sent() {
                     Exposure::Maybe
                 } else {
                     Exposure::Nothing
                 };
                 exchange.abandon(CloseReason::Aborted);
-                guard.failed(Some(UpstreamFailure::PerTryTimeout));
-                cx.detail = Some(format!("{}: no answer in time", endpoint.label).into());
-                return Err(timed_out(cx, exposure));
+                let failed = timed_out(cx, exposure);
+                // Time that the client has cut short says nothing about who did not answer in it.
+                let hurried = failed.reason == Reason::UpstreamTimeout
+                    && cx.limited
+                    && took.upstream < judgeable(endpoint, worker.tools.wheel.recent());
+                if hurried {
+                    guard.ignore();
+                } else {
+                    guard.failed(Some(UpstreamFailure::PerTryTimeout));
+                }
+                return Err(Failed {
+                    detail: detail(&"no answer in time"),
+                    hurried,
+                    took,
+                    ..failed
+                });
             }
         }
     }
 }
+
+/// What a try and its copies have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) cluster: &'a Arc<Cluster>,
+    pub(super) sendable: &'a Sendable<'a>,
+    pub(super) early: Interim<'a>,
+    /// The share of this try.
+    pub(super) per_try: Option<&'a Timer>,
+}
+
+/// Where one try goes, and with what right.
+#[derive(Debug)]
+pub(super) struct Aim {
+    pub(super) picked: Picked,
+    pub(super) passed: Option<Passed>,
+    pub(super) freshness: Freshness,
+}
+
+/// How long an endpoint must have had for an answer that never came to be its fault: half of what it usually takes.
+fn judgeable(endpoint: &Endpoint, now: Moment) -> Duration {
+    match endpoint.state.load.estimate(now, f32::INFINITY) {
+        Some(usual) => Duration::from_secs_f32(usual.max(0.0) / 2.0).max(LEAST_JUDGEABLE),
+        None => UNKNOWN_JUDGEABLE,
+    }
+}
+
+const LEAST_JUDGEABLE: Duration = Duration::from_millis(10);
+const UNKNOWN_JUDGEABLE: Duration = Duration::from_millis(500);
 
 fn expired(cx: &RequestCx, per_try: Option<&Timer>, task: &mut std::task::Context<'_>) -> bool {
     cx.timer.poll_expired(task).is_ready() || per_try.is_some_and(|timer| timer.poll_expired(task).is_ready())
@@ -413,17 +542,9 @@ fn timed_out(cx: &RequestCx, exposure: Exposure) -> Failed {
     // The route's deadline is final, the share of one try is not.
     let mut idle = std::task::Context::from_waker(std::task::Waker::noop());
     if cx.timer.poll_expired(&mut idle).is_ready() {
-        Failed {
-            reason: Reason::UpstreamTimeout,
-            exposure,
-            trigger: None,
-        }
+        Failed::new(Reason::UpstreamTimeout, exposure, None)
     } else {
-        Failed {
-            reason: Reason::PerTryTimeout,
-            exposure,
-            trigger: Some(RetryTrigger::PerTryTimeout),
-        }
+        Failed::new(Reason::PerTryTimeout, exposure, Some(RetryTrigger::PerTryTimeout))
     }
 }
 
@@ -435,21 +556,10 @@ fn not_connected(error: &ConnectError) -> Failed {
         ConnectError::Protocol(_) => Reason::UpstreamProtocol,
         ConnectError::Limit => Reason::Overflow,
     };
-    Failed {
-        reason,
-        exposure: Exposure::Nothing,
-        trigger: Some(RetryTrigger::Connect),
-    }
+    Failed::new(reason, Exposure::Nothing, Some(RetryTrigger::Connect))
 }
 
-fn no_answer(
-    cx: &mut RequestCx,
-    label: &str,
-    error: &ExchangeError,
-    exchange: Exchange,
-    guard: AttemptGuard,
-) -> Failed {
-    cx.detail = Some(format!("{label}: {error}").into());
+fn no_answer(cx: &RequestCx, error: &ExchangeError, exchange: Exchange, guard: AttemptGuard) -> Failed {
     let (sent, reused, answered) = (exchange.is_sent(), exchange.is_reused(), exchange.is_answered());
     match error {
         ExchangeError::Request(_) => {
@@ -461,20 +571,17 @@ fn no_answer(
                 Some(Failure::Malformed) => Reason::ClientProtocol,
                 Some(Failure::Gone) | None => Reason::ClientClosed,
             };
-            Failed {
-                reason,
-                exposure: if sent { Exposure::Maybe } else { Exposure::Nothing },
-                trigger: None,
-            }
+            let exposure = if sent { Exposure::Maybe } else { Exposure::Nothing };
+            Failed::new(reason, exposure, None)
         }
         ExchangeError::NotProcessed(_) => {
             exchange.abandon(CloseReason::Goaway);
             guard.failed(Some(UpstreamFailure::Reset));
-            Failed {
-                reason: Reason::UpstreamReset,
-                exposure: Exposure::Refused,
-                trigger: Some(RetryTrigger::Refused),
-            }
+            Failed::new(
+                Reason::UpstreamReset,
+                Exposure::Refused,
+                Some(RetryTrigger::Refused),
+            )
         }
         ExchangeError::Lost(_) if reused && !answered => {
             // The endpoint closed an idle connection while the request was on its way. That is no failure of the
@@ -482,39 +589,23 @@ fn no_answer(
             exchange.abandon(CloseReason::Race);
             guard.ignore();
             let exposure = if sent { Exposure::Maybe } else { Exposure::Stale };
-            Failed {
-                reason: Reason::UpstreamClosed,
-                exposure,
-                trigger: Some(RetryTrigger::Stale),
-            }
+            Failed::new(Reason::UpstreamClosed, exposure, Some(RetryTrigger::Stale))
         }
         ExchangeError::Lost(_) => {
             exchange.abandon(CloseReason::Error);
             guard.failed(Some(UpstreamFailure::Reset));
             let exposure = if sent { Exposure::Maybe } else { Exposure::Nothing };
-            Failed {
-                reason: Reason::UpstreamReset,
-                exposure,
-                trigger: Some(RetryTrigger::Reset),
-            }
+            Failed::new(Reason::UpstreamReset, exposure, Some(RetryTrigger::Reset))
         }
         ExchangeError::Reset(_) => {
             exchange.abandon(CloseReason::Error);
             guard.failed(Some(UpstreamFailure::Reset));
-            Failed {
-                reason: Reason::UpstreamReset,
-                exposure: Exposure::Maybe,
-                trigger: Some(RetryTrigger::Reset),
-            }
+            Failed::new(Reason::UpstreamReset, Exposure::Maybe, Some(RetryTrigger::Reset))
         }
         ExchangeError::Protocol(_) | ExchangeError::Unsupported => {
             exchange.abandon(CloseReason::Error);
             guard.failed(Some(UpstreamFailure::Protocol));
-            Failed {
-                reason: Reason::UpstreamProtocol,
-                exposure: Exposure::Maybe,
-                trigger: None,
-            }
+            Failed::new(Reason::UpstreamProtocol, Exposure::Maybe, None)
         }
     }
 }

@@ -9,25 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::budget::{Denied, Spent};
-use bellwether_core::deadline::parse_grpc_timeout;
-use bellwether_core::{Phase, Reason};
+use bellwether_core::deadline::Deadline;
+use bellwether_core::{Moment, Phase, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 
-use super::attempt::{self, Answered, Exposure, Sendable};
+use super::attempt::{self, Aim, Answered, Call, Exposure, Passed, Sendable};
 use super::body::{Body, Streaming};
 use super::cx::RequestCx;
 use super::enter::Entered;
+use super::hedge::{self, Hedged};
 use super::{Interim, View, upgrade};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, NoPick, Picked, Tried};
+use crate::cluster::{Cluster, NoPick, Picked, Tried, Wish};
 use crate::message::forwarded::{Added, Trust};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
 use crate::message::reply::{self, Detail, REJECTED};
-use crate::message::{grpc, hygiene};
+use crate::message::{deadline, grpc, hygiene};
 use crate::route::{combined_hash, first_hash};
-use crate::snapshot::{PerTry, Retry, RetryMethods, Route, Target};
-use crate::telemetry::{CloseReason, RetryResult, RetryTrigger, RetryVeto};
+use crate::snapshot::{EXPIRED, HedgePlan, PerTry, Retry, RetryMethods, Route, Target};
+use crate::telemetry::{CloseReason, DeadlineStage, RetryResult, RetryTrigger, RetryVeto};
 use crate::wire::Reply;
 
 /// Endpoints that may be tried beyond `num_retries` as long as none of them has seen anything of the request.
@@ -40,8 +41,6 @@ const NO_RETRY: HeaderName = HeaderName::from_static("x-bellwether-no-retry");
 const SACRIFICE: f64 = 0.05;
 /// How much later than asked a retry may come.
 const SPREAD: f64 = 0.2;
-/// A client that gives less time than this says nothing about who did not answer in it.
-const MIN_JUDGEABLE: Duration = Duration::from_millis(500);
 /// Asks for the debug fields; believed from trusted peers only.
 const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
 
@@ -80,6 +79,8 @@ pub(super) async fn attempts(
     };
     let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
     cx.cluster = Some(id);
+    let asked = deadline::take(headers, view.hop.trust());
+    let deadline = within(cx, route, &asked)?;
     if let Some(guarded) = route.breakers.toward(id) {
         cx.ask_breaker(guarded)?;
     }
@@ -93,6 +94,10 @@ pub(super) async fn attempts(
         .policy()
         .is_hashing()
         .then(|| combined_hash(&cluster.settings.hash_on, &entered.key_source(cx, route, headers)));
+    let wish = Wish {
+        hash,
+        guard: route.breakers.at_endpoints(id),
+    };
     let repeatable = match &route.retry {
         _ if is_retry || cx.is_probe() => false,
         Some(retry) => may_repeat(retry, &cx.method, entered, headers),
@@ -101,8 +106,6 @@ pub(super) async fn attempts(
     let debug = debug_wanted(view, headers);
     let mut added = Added::new();
     let rewritten = prepare(view, cx, route, cluster, entered, headers, &mut added)?;
-    let deadline = grpc_deadline(headers, route.timeout);
-    cx.hurried = deadline.is_some_and(|deadline| deadline < MIN_JUDGEABLE && Some(deadline) != route.timeout);
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
         cx.timer.set(cx.started.plus(timeout));
@@ -126,7 +129,7 @@ pub(super) async fn attempts(
                 let mut dice = cx.worker.dice.borrow_mut();
                 // Who can be asked elsewhere finds out for the others; now and then somebody has to who cannot.
                 let may_probe = (repeatable && tries.may_repeat()) || dice.chance(SACRIFICE);
-                cluster.pick(&tries.tried, hash, may_probe, now, &mut dice)
+                cluster.pick(&tries.tried, wish, may_probe, now, &mut dice)
             }
         };
         let picked = match (picked, tries.answered_by.take()) {
@@ -165,9 +168,24 @@ pub(super) async fn attempts(
                     Last::None => Err(match no_pick {
                         NoPick::NoneAvailable | NoPick::AllTried => Reason::NoEndpoint,
                         NoPick::AtLimit => Reason::Overflow,
+                        NoPick::BreakersOpen(left) => {
+                            cx.retry_after = Some(left.max(Duration::from_secs(1)));
+                            Reason::BreakerOpen
+                        }
                     }),
                 };
             }
+        };
+        let passed = match wish.guard {
+            Some(guard) => match attempt::ask(cx, cluster, index, guard) {
+                Ok(passed) => passed,
+                // Somebody else was faster; the next pick sees it.
+                Err(_) => {
+                    tries.tried.push(u32::try_from(index).unwrap_or(u32::MAX));
+                    continue;
+                }
+            },
+            None => None,
         };
         if let Last::Answer(answered) = std::mem::replace(&mut last, Last::None) {
             let Streaming {
@@ -196,6 +214,22 @@ pub(super) async fn attempts(
             // A client of HTTP/1.0 may name no host; what we send must (RFC 9112 §3.2): the endpoint's own.
             headers.insert(header::HOST, endpoint.authority.clone());
         }
+        let per_try = tries.per_try(cx, deadline);
+        let ends = per_try.map_or(Deadline::NEVER, Deadline::at);
+        let total = deadline.map_or(Deadline::NEVER, |within| Deadline::after(cx.started, within));
+        // Measured anew only for who has said how long it waits: then a tick matters.
+        let now = match asked.within {
+            Some(_) => cx.worker.tools.wheel.now(),
+            None => cx.worker.tools.wheel.recent(),
+        };
+        if let Some(left) = total.earlier(ends).forwarded(now) {
+            deadline::tell(headers, &mut added, left, asked.grpc);
+        }
+        let per_try = per_try.map(|ends| {
+            let timer = cx.worker.tools.wheel.timer();
+            timer.set(ends);
+            timer
+        });
         let sendable = Sendable {
             method: &method,
             target: &target,
@@ -204,19 +238,37 @@ pub(super) async fn attempts(
             upgrade: entered.upgrade.as_ref(),
             extended: entered.extended,
         };
-        let per_try = tries.per_try(cx, deadline);
-        let result = attempt::attempt(
-            cx,
+        let aim = Aim {
+            picked: Picked { index, probe },
+            passed,
+            freshness: std::mem::replace(&mut tries.freshness, Freshness::Any),
+        };
+        cx.attempts += 1;
+        cx.endpoint = u32::try_from(index).ok();
+        let hedge = route.hedge.as_ref();
+        let call = Call {
             cluster,
-            Picked { index, probe },
-            tries.freshness,
-            &sendable,
+            sendable: &sendable,
             early,
-            per_try.as_ref(),
-        )
-        .await;
+            per_try: per_try.as_ref(),
+        };
+        let (index, mut result) = match hedge.filter(|plan| !is_retry && may_hedge(plan, cx, entered, &aim)) {
+            None => (index, attempt::attempt(cx, &call, aim).await),
+            Some(plan) => {
+                let another = |asked: &[usize]| another(cx, cluster, &tries.tried, asked, wish);
+                let is_final = |answered: &Answered| tries.retryable_answer(answered).is_none();
+                let hedged = hedge::attempt(cx, route, plan, &call, aim, another, is_final).await;
+                tries.copied(cx, &hedged);
+                (hedged.index, hedged.result)
+            }
+        };
+        if let Ok(answered) = &mut result
+            && tries.waits_for_trailers(answered)
+        {
+            answered.rest.peek(cx, &route.failure_when).await;
+        }
         drop(per_try);
-        tries.freshness = Freshness::Any;
+        cx.took(&result);
         match result {
             Ok(answered) => {
                 if let Some(trigger) = tries.retryable_answer(&answered)
@@ -242,8 +294,15 @@ pub(super) async fn attempts(
                     tries.counted.is_some(),
                 ));
             }
-            Err(failed) => {
+            Err(mut failed) => {
                 cx.exposed(failed.exposure);
+                cx.detail = failed.detail.take();
+                cx.hurried = failed.hurried;
+                if cx.limited && failed.reason == Reason::UpstreamTimeout {
+                    route
+                        .metrics
+                        .deadline_expired(cx.worker.id, DeadlineStage::Attempt);
+                }
                 if failed.exposure == Exposure::Maybe {
                     tries.acted = Some(failed.reason);
                 }
@@ -254,6 +313,11 @@ pub(super) async fn attempts(
                     return Err(tries.failed(cx, route, failed.reason));
                 }
                 if !tries.back_off(cx).await {
+                    if cx.limited {
+                        route
+                            .metrics
+                            .deadline_expired(cx.worker.id, DeadlineStage::Backoff);
+                    }
                     return Err(tries.failed(cx, route, Reason::UpstreamTimeout));
                 }
                 last = Last::Failure(failed.reason);
@@ -337,6 +401,25 @@ impl<'a> Tries<'a> {
         }
         let code = answered.rest.attempt.grpc_status()?;
         on.grpc.contains(&code).then_some(RetryTrigger::Grpc)
+    }
+
+    /// Whether an answer may still turn out, by its first frame, to be one to try again after: gRPC tells in trailers.
+    fn waits_for_trailers(&self, answered: &Answered) -> bool {
+        self.repeatable
+            && self.retry.is_some_and(|retry| !retry.on.grpc.is_empty())
+            && self.may_repeat()
+            && answered.rest.attempt.grpc_status().is_none()
+            && grpc::is_grpc(&answered.head.headers)
+    }
+
+    /// Copies were sent: they count as tries of endpoints that may have acted.
+    fn copied(&mut self, cx: &mut RequestCx, hedged: &Hedged) {
+        cx.attempts += u32::try_from(hedged.others.len()).unwrap_or(u32::MAX);
+        cx.endpoint = u32::try_from(hedged.index).ok();
+        for other in &hedged.others {
+            cx.exposed(Exposure::Maybe);
+            self.tried.push(u32::try_from(*other).unwrap_or(u32::MAX));
+        }
     }
 
     /// Decides about another try after this one.
@@ -443,11 +526,10 @@ impl<'a> Tries<'a> {
         free
     }
 
-    /// The share of the next try, as an armed timer.
-    fn per_try(&self, cx: &RequestCx, timeout: Option<Duration>) -> Option<crate::net::wheel::Timer> {
+    /// When the share of the next try is over.
+    fn per_try(&self, cx: &RequestCx, timeout: Option<Duration>) -> Option<Moment> {
         let retry = self.retry?;
-        let wheel = &cx.worker.tools.wheel;
-        let now = wheel.recent();
+        let now = cx.worker.tools.wheel.recent();
         let share = match retry.per_try {
             PerTry::Off => return None,
             PerTry::After(share) => share,
@@ -463,9 +545,7 @@ impl<'a> Tries<'a> {
                 cx.started.plus(timeout?).since(now) / (left + 1)
             }
         };
-        let timer = wheel.timer();
-        timer.set(now.plus(share));
-        Some(timer)
+        Some(now.plus(share))
     }
 
     /// Whether there could be another try after the next one.
@@ -497,7 +577,7 @@ impl<'a> Tries<'a> {
                     .mul_f64(draw)
             }
         };
-        cx.phase = Phase::Queue;
+        cx.phase.set(Phase::Queue);
         let wheel = cx.worker.tools.wheel.clone();
         let mut sleep = std::pin::pin!(wheel.sleep_until(wheel.now().plus(wait)));
         std::future::poll_fn(|task| {
@@ -530,6 +610,39 @@ impl<'a> Tries<'a> {
             route.metrics.retried(cx.worker.id, trigger, result);
         }
     }
+}
+
+/// Whether copies of a request may be sent: none of one that finds out for a breaker or an ejection, and none whose
+/// content is still coming.
+fn may_hedge(plan: &HedgePlan, cx: &RequestCx, entered: &Entered, aim: &Aim) -> bool {
+    let is_probe =
+        cx.is_probe() || aim.picked.probe.is_some() || aim.passed.as_ref().is_some_and(Passed::is_probe);
+    let is_covered = match &plan.methods {
+        RetryMethods::All => true,
+        RetryMethods::These(methods) => methods.contains(&cx.method),
+        RetryMethods::Idempotent => cx.method.is_idempotent(),
+    };
+    cx.attempts == 1 && !is_probe && is_covered && entered.upgrade.is_none() && cx.replay.is_complete()
+}
+
+/// An endpoint for a copy of a request that others have been asked already.
+fn another(cx: &RequestCx, cluster: &Cluster, tried: &Tried, asked: &[usize], wish: Wish) -> Option<Aim> {
+    let mut tried = tried.clone();
+    tried.extend(asked.iter().filter_map(|index| u32::try_from(*index).ok()));
+    let now = cx.worker.tools.wheel.recent();
+    let picked = cluster
+        .pick(&tried, wish, false, now, &mut cx.worker.dice.borrow_mut())
+        .ok()?;
+    let passed = match wish.guard {
+        Some(guard) => attempt::ask(cx, cluster, picked.index, guard).ok()?,
+        None => None,
+    };
+    let is_probe = picked.probe.is_some() || passed.as_ref().is_some_and(Passed::is_probe);
+    (!is_probe).then_some(Aim {
+        picked,
+        passed,
+        freshness: Freshness::Any,
+    })
 }
 
 /// Whether a request that an endpoint may have seen can be sent again.
@@ -582,16 +695,33 @@ fn prepare(
     Ok(target)
 }
 
-/// The route's timeout, shortened by what a gRPC client is willing to wait.
-fn grpc_deadline(headers: &HeaderMap, timeout: Option<Duration>) -> Option<Duration> {
-    let asked = headers
-        .get(&grpc::GRPC_TIMEOUT)
-        .and_then(|value| parse_grpc_timeout(value.as_bytes()));
-    match (timeout, asked) {
-        (Some(timeout), Some(asked)) => Some(timeout.min(asked)),
-        (timeout, asked) => timeout.or(asked),
+/// How long the request may take to the head of its answer: the route's timeout, or less if the client waits for less.
+///
+/// A request that nobody waits for any more is not worth an endpoint's time. But a client with a broken clock, or a peer
+/// with a broken configuration, must not black-hole a service: at most a share of those that say how long they wait are
+/// refused for it, and the others get the route's time.
+fn within(cx: &mut RequestCx, route: &Route, asked: &deadline::Asked) -> Result<Option<Duration>, Reason> {
+    let Some(within) = asked.within else {
+        return Ok(route.timeout);
+    };
+    let now = cx.worker.tools.wheel.now();
+    let guard = route.state.deadlines();
+    guard.offer(now);
+    if within <= now.since(cx.started) + EXPIRING {
+        if guard.spend(&EXPIRED, 0, now).is_ok() {
+            route
+                .metrics
+                .deadline_expired(cx.worker.id, DeadlineStage::Arrival);
+            return Err(Reason::DeadlineExpired);
+        }
+        return Ok(route.timeout);
     }
+    cx.limited = route.timeout.is_none_or(|timeout| within < timeout);
+    Ok(Some(route.timeout.map_or(within, |timeout| timeout.min(within))))
 }
+
+/// Nobody can do anything in so little time.
+const EXPIRING: Duration = Duration::from_millis(1);
 
 /// Makes the answer of an endpoint the answer to the client.
 fn forward(
@@ -602,7 +732,7 @@ fn forward(
     debug: bool,
     tried_again: bool,
 ) -> Forwarded {
-    let Answered { mut head, rest } = answered;
+    let Answered { mut head, rest, .. } = answered;
     cx.status = head.status.as_u16();
     cx.grpc_status = rest.attempt.grpc_status();
     cx.answered();

@@ -1,7 +1,9 @@
 //! The body of an answer, which carries its request's context to the true end.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bellwether_core::{Moment, Phase, Reason};
 use bytes::Bytes;
@@ -11,6 +13,7 @@ use super::attempt::AttemptGuard;
 use super::cx::RequestCx;
 use crate::cluster::exchange::Exchange;
 use crate::message::{grpc, hygiene};
+use crate::snapshot::FailureWhen;
 use crate::wire::BodyError;
 
 /// The body of an answer.
@@ -33,11 +36,17 @@ enum Kind {
 pub(super) struct Streaming {
     pub(super) exchange: Exchange,
     pub(super) attempt: AttemptGuard,
-    idle: Option<std::time::Duration>,
+    idle: Option<Duration>,
     ends: Option<Moment>,
     /// The idle deadline runs.
     waiting: bool,
+    /// Came before the answer was passed on; see [`Streaming::peek`].
+    first: Option<Option<Result<Frame<Bytes>, BodyError>>>,
 }
+
+/// How long the head of a gRPC answer is held back for its first frame. An answer whose first message takes longer is
+/// passed on as it is, because a client of a stream may want to see the head before it sends more.
+const PEEK: Duration = Duration::from_millis(250);
 
 impl Streaming {
     /// Everything behind the head.
@@ -48,7 +57,61 @@ impl Streaming {
             idle: None,
             ends: None,
             waiting: false,
+            first: None,
         }
+    }
+
+    /// Waits for the first frame, or the end, for a while. Trailers without a message are the whole answer of gRPC: they
+    /// say whether it is worth another try, and the head does not (gRPC over HTTP/2, "Responses").
+    pub(super) async fn peek(&mut self, cx: &RequestCx, when: &FailureWhen) {
+        if self.exchange.is_end_stream() {
+            return;
+        }
+        let wheel = &cx.worker.tools.wheel;
+        let timer = wheel.timer();
+        timer.set(wheel.now().plus(PEEK));
+        let first = poll_fn(|task| match self.exchange.poll_frame(task) {
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            Poll::Pending
+                if timer.poll_expired(task).is_ready() || cx.timer.poll_expired(task).is_ready() =>
+            {
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
+        })
+        .await;
+        if let Some(Some(Ok(frame))) = &first
+            && let Some(trailers) = frame.trailers_ref()
+            && let Some(code) = grpc::Code::of(trailers)
+        {
+            self.attempt.grpc(code.number(), when);
+        }
+        self.first = first;
+    }
+
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.first.take() {
+            Some(frame) => Poll::Ready(frame),
+            None => self.exchange.poll_frame(task),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.exchange.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.exchange.size_hint();
+        if let Some(Some(Ok(frame))) = &self.first
+            && let Some(data) = frame.data_ref()
+        {
+            let peeked = data.len() as u64;
+            if let Some(upper) = hint.upper() {
+                hint.set_upper(upper + peeked);
+            }
+            hint.set_lower(hint.lower() + peeked);
+        }
+        hint
     }
 }
 
@@ -71,7 +134,7 @@ impl Body {
             };
         }
         if cx.reason.is_none() {
-            cx.phase = Phase::Body;
+            cx.phase.set(Phase::Body);
         }
         Self {
             kind: Kind::Local(content),
@@ -86,9 +149,9 @@ impl Body {
         streaming.ends = route
             .and_then(|route| route.max_duration)
             .map(|most| cx.started.plus(most));
-        cx.phase = Phase::Body;
+        cx.phase.set(Phase::Body);
         cx.timer.clear();
-        if streaming.exchange.is_end_stream() {
+        if streaming.is_end_stream() {
             streaming.exchange.finish();
             streaming.attempt.succeed();
             cx.complete();
@@ -161,7 +224,7 @@ impl http_body::Body for Body {
         let Some(request) = &mut this.cx else {
             return Poll::Ready(None);
         };
-        match streaming.exchange.poll_frame(cx) {
+        match streaming.poll_next(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if std::mem::take(&mut streaming.waiting) {
                     rearm(streaming.ends, request);
@@ -176,7 +239,10 @@ impl http_body::Body for Body {
                             hygiene::filter_trailers(&mut trailers);
                             if let Some(code) = grpc::Code::of(&trailers) {
                                 request.grpc_status = Some(code.number());
-                                if let Some(route) = request.route(&request.view) {
+                                // Said once: what was peeked at is known already.
+                                if streaming.attempt.grpc_status().is_none()
+                                    && let Some(route) = request.route(&request.view)
+                                {
                                     streaming.attempt.grpc(code.number(), &route.failure_when);
                                 }
                             }
@@ -185,7 +251,7 @@ impl http_body::Body for Body {
                         Err(frame) => frame,
                     },
                 };
-                if frame.is_trailers() || streaming.exchange.is_end_stream() {
+                if frame.is_trailers() || streaming.is_end_stream() {
                     this.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -239,7 +305,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Done => SizeHint::with_exact(0),
             Kind::Local(content) => SizeHint::with_exact(content.len() as u64),
-            Kind::Upstream(streaming) => streaming.exchange.size_hint(),
+            Kind::Upstream(streaming) => streaming.size_hint(),
         }
     }
 }

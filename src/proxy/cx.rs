@@ -3,6 +3,7 @@
 //! The context is the record: steps write into it, and dropping it, wherever that happens, counts the request and
 //! writes the access line. A request cancelled by its client therefore leaves the same trace as any other.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, TerminatedBy};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 
-use super::attempt::Exposure;
+use super::attempt::{Answered, Exposure, Failed};
 use super::{View, Worker, fresh_id};
 use crate::cluster::Seat;
 use crate::message::forwarded::Trust;
@@ -51,7 +52,9 @@ pub(crate) struct RequestCx {
     pub(super) cluster: Option<ClusterId>,
     /// The right to pass the breaker in the way; owed a verdict.
     permit: Option<Permit>,
-    /// The client gave less time than anybody can be judged by.
+    /// The client gives less time than the route.
+    pub(super) limited: bool,
+    /// So little that nobody is to blame.
     pub(super) hurried: bool,
     /// When it is worth asking again.
     pub(super) retry_after: Option<Duration>,
@@ -67,7 +70,8 @@ pub(crate) struct RequestCx {
     pub(super) format: Option<Format>,
     /// The most that an endpoint can have seen of the request.
     exposure: Exposure,
-    pub(super) phase: Phase,
+    /// Where it is; a try that is under way writes it too.
+    pub(super) phase: Cell<Phase>,
     /// More about `reason`, for those who may see it.
     pub(super) detail: Option<Arc<str>>,
     pub(super) bytes_out: u64,
@@ -119,6 +123,7 @@ impl RequestCx {
             cluster_seat: None,
             cluster: None,
             permit: None,
+            limited: false,
             hurried: false,
             retry_after: None,
             endpoint: None,
@@ -130,7 +135,7 @@ impl RequestCx {
             reason: None,
             format: None,
             exposure: Exposure::Nothing,
-            phase: Phase::Request,
+            phase: Cell::new(Phase::Request),
             detail: None,
             bytes_out: 0,
             connect: None,
@@ -178,12 +183,7 @@ impl RequestCx {
         }
         match admission.verdict {
             Ok(permit) => {
-                let answer = match () {
-                    () if permit.is_probe() => BreakerCall::Probe,
-                    () if permit.is_shadow() => BreakerCall::WouldReject,
-                    () => BreakerCall::Admitted,
-                };
-                guarded.metrics.called(worker.id, answer);
+                guarded.metrics.passed(worker.id, &permit);
                 self.permit = Some(permit);
                 Ok(())
             }
@@ -254,6 +254,13 @@ impl RequestCx {
         self.metrics().request_rejected(self.worker.id, reason);
     }
 
+    /// A try ended: how long its parts took.
+    pub(super) fn took(&mut self, result: &Result<Answered, Failed>) {
+        let (Ok(Answered { took, .. }) | Err(Failed { took, .. })) = result;
+        self.connect = took.connect.or(self.connect);
+        self.upstream += took.upstream;
+    }
+
     /// A try ended, and its endpoint can have seen this much.
     pub(super) fn exposed(&mut self, exposure: Exposure) {
         self.exposure = match (self.exposure, exposure) {
@@ -285,7 +292,7 @@ impl RequestCx {
         self.done = true;
         // A request that ended for a reason ended where it was, even though its refusal was delivered.
         if self.reason.is_none() {
-            self.phase = Phase::Done;
+            self.phase.set(Phase::Done);
         }
     }
 
@@ -390,7 +397,7 @@ impl RequestCx {
             grpc_status: self.grpc_status.map(u32::from),
             reason: self.reason,
             terminated_by,
-            phase: self.phase,
+            phase: self.phase.get(),
             attempts: self.attempts,
             client: Some(self.client_ip),
             bytes_in: self.replay.received(),

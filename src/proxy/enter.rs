@@ -175,7 +175,7 @@ pub(super) fn enter(
         headers,
         client_ip: cx.client_ip,
     };
-    cx.phase = Phase::Route;
+    cx.phase.set(Phase::Route);
     let Some(index) = view
         .listener
         .table

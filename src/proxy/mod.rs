@@ -18,6 +18,7 @@ mod attempts;
 mod body;
 mod cx;
 mod enter;
+mod hedge;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
@@ -140,7 +141,7 @@ impl Frontend {
     ) -> Result<Answered, Reason> {
         let entered = enter::enter(view, cx, request)?;
         let headers = request.headers_mut();
-        cx.phase = Phase::Route;
+        cx.phase.set(Phase::Route);
         let route = cx.route(view).ok_or(Reason::NoRoute)?;
         cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
         match &route.action {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bellwether_core::{Outcome, Phase, Reason};
+use bellwether_core::{Phase, Reason};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, response};
 
@@ -18,7 +18,7 @@ use super::body::Body;
 use super::cx::RequestCx;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, Outgoing};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked, Tried};
+use crate::cluster::{Cluster, Picked, Tried, Wish};
 use crate::message::replay::Upload;
 use crate::wire::{Reply, Tunnel, tunnel};
 
@@ -121,7 +121,7 @@ pub(super) fn reply(
     idle: Option<Duration>,
     mut cx: Box<RequestCx>,
 ) -> Reply<Body> {
-    cx.phase = Phase::Upgrade;
+    cx.phase.set(Phase::Upgrade);
     cx.timer.clear();
     let start = Box::new(move |mut client: Tunnel| -> crate::wire::LocalFuture<()> {
         Box::pin(async move {
@@ -155,7 +155,13 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
     tokio::task::spawn_local(async move {
         let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
-        let picked = cluster.pick(&Tried::new(), None, false, now, &mut worker.dice.borrow_mut());
+        let picked = cluster.pick(
+            &Tried::new(),
+            Wish::default(),
+            false,
+            now,
+            &mut worker.dice.borrow_mut(),
+        );
         let Ok(Picked { index, .. }) = picked else { return };
         let endpoint = &cluster.endpoints[index];
         let send = async {
@@ -180,7 +186,7 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
             }
             Some(())
         };
-        endpoint.state.load.begin();
+        endpoint.state.load.begin(now);
         let mut send = std::pin::pin!(send);
         let timer = worker.tools.wheel.timer();
         timer.set(now.plus(MIRROR_TIMEOUT));
@@ -191,7 +197,8 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
             timer.poll_expired(task)
         })
         .await;
-        endpoint.state.load.finish(Duration::ZERO, Outcome::Ignored, now);
+        endpoint.state.load.unheard();
+        endpoint.state.load.end_ignored();
     });
 }
 

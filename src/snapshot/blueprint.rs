@@ -12,7 +12,8 @@ use http::HeaderValue;
 use super::Snapshot;
 use super::registry::Registry;
 use crate::cluster::discovery::Member;
-use crate::cluster::{Cluster, Endpoint, Settings};
+use crate::cluster::guarded::{GuardPlan, Guarded};
+use crate::cluster::{Cluster, Endpoint, EndpointState, Settings};
 use crate::net::SocketAddress;
 use crate::net::tls::ClientTls;
 
@@ -29,6 +30,8 @@ pub struct Blueprint {
     pub tls: Option<Arc<ClientTls>>,
     /// See [`Cluster::transport`].
     pub transport: u64,
+    /// The breakers that every endpoint has.
+    pub guards: Arc<[GuardPlan]>,
 }
 
 impl Blueprint {
@@ -40,6 +43,7 @@ impl Blueprint {
             policy: cluster.balancer.policy(),
             tls: cluster.tls.clone(),
             transport: cluster.transport,
+            guards: Arc::clone(&cluster.guards),
         }
     }
 
@@ -72,6 +76,7 @@ impl Blueprint {
             budget,
             tls: self.tls.clone(),
             transport: self.transport,
+            guards: Arc::clone(&self.guards),
             endpoints,
             balancer,
             state,
@@ -83,7 +88,12 @@ impl Blueprint {
         let label: Arc<str> = member.address.to_string().into();
         let (host, authority) = names(member, &label);
         let state = registry.endpoint(&self.name, &member.address, joined);
+        let guards = self.guards.iter();
+        let guards = guards
+            .map(|plan| self.guard(plan, &label, &state, registry))
+            .collect();
         Endpoint {
+            guards,
             address: member.address.clone(),
             tally: self
                 .settings
@@ -98,6 +108,39 @@ impl Blueprint {
             weight: member.weight,
             priority: member.priority,
             zone: member.zone.clone(),
+        }
+    }
+}
+
+impl Blueprint {
+    /// A breaker of an endpoint: the one that was there before.
+    fn guard(
+        &self,
+        plan: &GuardPlan,
+        label: &str,
+        state: &Arc<EndpointState>,
+        registry: &Registry,
+    ) -> Guarded {
+        let now = registry.now();
+        let (breaker, name, scope) = match &plan.route {
+            None => (
+                state.breaker(&plan.settings, now),
+                format!("endpoint/{}/{label}", self.name),
+                "endpoint",
+            ),
+            Some(route) => (
+                registry.route(route).breaker_of(state, &plan.settings, now),
+                format!("route_endpoint/{route}/{}/{label}", self.name),
+                "route_endpoint",
+            ),
+        };
+        let route = plan.route.as_deref().unwrap_or("");
+        Guarded {
+            name: name.into(),
+            settings: plan.settings.clone(),
+            slow: plan.slow,
+            breaker,
+            metrics: registry.recorder().breaker(scope, route, &self.name),
         }
     }
 }

@@ -17,7 +17,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use route::{Action, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteSeat, RouteState, Target};
+pub use route::{
+    Action, EXPIRED, HedgePlan, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteSeat, RouteState,
+    Target,
+};
 
 pub use blueprint::with_members;
 pub use compile::{Compiled, Plan, check_restart_only, compile, dry_run};

@@ -1,15 +1,20 @@
 //! What a route does with a request that it matched.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::breaker::{self, Breaker};
+use bellwether_core::budget::{self, Budget};
+use bellwether_core::hedge::{self, Hedge};
 use bellwether_core::shelf::Shelf;
 use http::{HeaderName, Method, StatusCode};
+use parking_lot::Mutex;
 
 use super::{Breakers, ClusterId, FailureWhen};
+use crate::cluster::EndpointState;
 use crate::message::direct_response::DirectResponse;
 use crate::message::edits::HeaderEdits;
 use crate::message::redirect::Redirect;
@@ -44,6 +49,8 @@ pub struct Route {
     pub max_duration: Option<Duration>,
     /// Further tries; none when off.
     pub retry: Option<Retry>,
+    /// Copies of requests that take long; none when off.
+    pub hedge: Option<HedgePlan>,
     /// What counts as failure.
     pub failure_when: FailureWhen,
     /// What stops it when it fails.
@@ -90,6 +97,19 @@ pub struct Mirror {
     pub cluster: ClusterId,
     /// Share of requests, 0.0 to 1.0.
     pub share: f64,
+}
+
+/// When another endpoint is asked although the first has not failed yet.
+#[derive(Debug, Clone)]
+pub struct HedgePlan {
+    /// After what time.
+    pub delay: hedge::Delay,
+    /// How many copies at most.
+    pub max_extra: u32,
+    /// What each request adds to the budget.
+    pub share: hedge::Share,
+    /// For which methods.
+    pub methods: RetryMethods,
 }
 
 /// When and how often a request is tried again.
@@ -165,9 +185,53 @@ pub enum PerTry {
 pub struct RouteState {
     in_flight: AtomicU32,
     breakers: Shelf<Breaker>,
+    /// How many of those that say how long they wait may be refused for it.
+    deadlines: OnceLock<Arc<Budget>>,
+    hedge: OnceLock<Hedge>,
+    /// Those of endpoints that the route has for itself, by the endpoints' ids.
+    of_endpoints: Mutex<HashMap<u64, OfEndpoint>>,
 }
 
+/// Breakers of an endpoint, for as long as somebody knows it.
+type OfEndpoint = (Weak<EndpointState>, Shelf<Breaker>);
+
+/// At most a fifth of the requests that say how long they wait are refused because nothing of it is left.
+pub const EXPIRED: budget::Settings = budget::Settings {
+    share: 0.2,
+    per_second: 0,
+    window: Duration::from_secs(10),
+};
+
 impl RouteState {
+    /// How long first tries take, and what may be spent on copies.
+    pub fn hedge(&self) -> &Hedge {
+        self.hedge.get_or_init(Hedge::new)
+    }
+
+    /// Counts those that say how long they wait; [`EXPIRED`] is what it is asked with.
+    pub fn deadlines(&self) -> &Arc<Budget> {
+        self.deadlines
+            .get_or_init(|| Arc::new(Budget::new(EXPIRED.window)))
+    }
+
+    /// The breaker of an endpoint for this route alone.
+    pub fn breaker_of(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        settings: &breaker::Settings,
+        now: Moment,
+    ) -> Arc<Breaker> {
+        let mut known = self.of_endpoints.lock();
+        known.retain(|_, (endpoint, _)| endpoint.strong_count() > 0);
+        let (_, shelf) = known
+            .entry(endpoint.id)
+            .or_insert_with(|| (Arc::downgrade(endpoint), Shelf::default()));
+        shelf.take(
+            |breaker| breaker.fits(settings),
+            |last| Breaker::after(last.map(|last| &**last), settings, now),
+        )
+    }
+
     /// The breaker of the route.
     pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
         self.breakers.take(

@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bellwether_core::Reason;
-use bellwether_core::breaker::{CHANGES, State, Transition};
+use bellwether_core::breaker::{CHANGES, Permit, State, Transition};
 use bellwether_core::window::Counts;
 
 use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
-    RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
+    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].
@@ -129,6 +129,7 @@ pub(crate) struct RouteBlock {
     pub(crate) retries: [[Cell64; RetryResult::COUNT]; RetryTrigger::COUNT],
     pub(crate) vetoes: [Cell64; RetryVeto::COUNT],
     pub(crate) deadlines: [Cell64; DeadlineStage::COUNT],
+    pub(crate) hedges: [Cell64; HedgeResult::COUNT],
 }
 
 impl Block for RouteBlock {
@@ -144,6 +145,7 @@ impl Block for RouteBlock {
             retries: Default::default(),
             vetoes: Default::default(),
             deadlines: Default::default(),
+            hedges: Default::default(),
         }
     }
 }
@@ -197,6 +199,12 @@ impl RouteMetrics {
     pub fn retried(&self, worker: WorkerId, trigger: RetryTrigger, result: RetryResult) {
         let slot = self.cells.at(worker);
         slot.block.retries[trigger.index()][result.index()].add(slot.access, 1);
+    }
+
+    /// What came of a copy.
+    pub fn hedged(&self, worker: WorkerId, result: HedgeResult) {
+        let slot = self.cells.at(worker);
+        slot.block.hedges[result.index()].add(slot.access, 1);
     }
 
     /// A failed attempt was not repeated.
@@ -277,7 +285,18 @@ impl BreakerMetrics {
         }
     }
 
-    /// A request asked.
+    /// A call was let pass.
+    #[inline]
+    pub fn passed(&self, worker: WorkerId, permit: &Permit) {
+        let answer = match () {
+            () if permit.is_probe() => BreakerCall::Probe,
+            () if permit.is_shadow() => BreakerCall::WouldReject,
+            () => BreakerCall::Admitted,
+        };
+        self.called(worker, answer);
+    }
+
+    /// A call asked.
     #[inline]
     pub fn called(&self, worker: WorkerId, answer: BreakerCall) {
         let slot = self.cells.at(worker);
@@ -313,6 +332,8 @@ pub struct ClusterMetrics {
     pub(crate) stale: AtomicBool,
     /// Whether members are checked.
     pub(crate) checked: AtomicBool,
+    /// Breakers of members by state; all 0 where they have none.
+    pub(crate) breakers: [AtomicU64; State::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -368,6 +389,7 @@ impl ClusterMetrics {
             last_discovery: AtomicU64::new(0),
             stale: AtomicBool::new(false),
             checked: AtomicBool::new(false),
+            breakers: Default::default(),
         }
     }
 
@@ -452,6 +474,13 @@ impl ClusterMetrics {
     pub fn health_changed(&self, worker: WorkerId, source: HealthSource, to: HealthTo) {
         let slot = self.cells.at(worker);
         slot.block.transitions[source.index()][to.index()].add(slot.access, 1);
+    }
+
+    /// How many breakers of members are in each state, in the order of [`State::ALL`].
+    pub fn show_breakers(&self, states: &[u64; State::ALL.len()]) {
+        for (shown, count) in self.breakers.iter().zip(states) {
+            shown.store(*count, Ordering::Relaxed);
+        }
     }
 
     /// How many endpoints are in this state now.

@@ -316,6 +316,16 @@ labels! {
         InFlightCap = "in_flight_cap",
     }
 
+    /// What came of a copy of a request that took long.
+    HedgeResult {
+        /// It answered first.
+        Won = "won",
+        /// The first try did, or neither.
+        Lost = "lost",
+        /// It was not sent: no budget, or nobody else to ask.
+        Vetoed = "vetoed",
+    }
+
     /// Where a deadline was found expired.
     DeadlineStage {
         /// It came with the request.
@@ -482,6 +492,7 @@ mod tests {
         check::<RetryResult>();
         check::<RetryVeto>();
         check::<DeadlineStage>();
+        check::<HedgeResult>();
         check::<ReloadResult>();
         check::<ReloadTrigger>();
         check::<DiscoveryResult>();

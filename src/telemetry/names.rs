@@ -10,8 +10,8 @@ use bellwether_core::Reason;
 
 use super::labels::{
     CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
-    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel,
+    ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// What a metric is to Prometheus.
@@ -118,6 +118,8 @@ register! {
             "Attempts after the first, by what made us try again and how it ended";
         RETRIES_VETOED = Counter "bellwether_retries_vetoed_total" Count ["route", "reason"]
             "Failed attempts that were not repeated, by reason";
+        HEDGES = Counter "bellwether_hedges_total" Count ["route", "result"]
+            "Copies of requests that took long, by what came of them";
         DEADLINE_EXPIRED = Counter "bellwether_deadline_expired_total" Count ["route", "stage"]
             "Requests whose time ran out, by what they were doing";
     }
@@ -168,6 +170,8 @@ register! {
             "Requests in the window of a circuit breaker";
         BREAKER_OPEN_UNTIL = Gauge "bellwether_breaker_open_until_timestamp_seconds" Seconds ["scope", "route", "cluster"]
             "When an open circuit breaker tries again (0: it is not open)";
+        ENDPOINT_BREAKERS = Gauge "bellwether_endpoint_breakers" Count ["cluster", "state"]
+            "Circuit breakers of the cluster's endpoints, by state";
     }
     "Endpoints and health" {
         ENDPOINTS = Gauge "bellwether_endpoints" Count ["cluster", "state"]
@@ -307,6 +311,7 @@ fn words() -> Vec<(Option<&'static Metric>, &'static str, Vec<&'static str>)> {
         (Some(RETRIES), "trigger", all::<RetryTrigger>()),
         (Some(RETRIES), "result", all::<RetryResult>()),
         (Some(RETRIES_VETOED), "reason", all::<RetryVeto>()),
+        (Some(HEDGES), "result", all::<HedgeResult>()),
         (Some(DEADLINE_EXPIRED), "stage", all::<DeadlineStage>()),
         (Some(UPSTREAM_FAILURES), "reason", all::<UpstreamFailure>()),
         (Some(UPSTREAM_BYTES), "direction", all::<Direction>()),

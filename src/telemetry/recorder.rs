@@ -368,6 +368,7 @@ mod tests {
             recorder.endpoint("backend", "10.0.0.1:80"),
         );
         cluster.show(Shown::Yes, Shown::Yes);
+        cluster.show_breakers(&[1, 0, 0, 0, 0, 0]);
         let process = recorder.process();
         process.set_certificates(vec![("edge".into(), 2_000_000_000)]);
         process.invariant_violated("test");

@@ -21,8 +21,8 @@ use super::handles::{
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
-    RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
+    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;
@@ -238,6 +238,9 @@ impl Scrape {
         self.words::<RetryVeto>(names::RETRIES_VETOED, name, |veto| {
             cells.sum(|b| &b.vetoes[veto.index()])
         });
+        self.words::<HedgeResult>(names::HEDGES, name, |result| {
+            cells.sum(|b| &b.hedges[result.index()])
+        });
         self.words::<DeadlineStage>(names::DEADLINE_EXPIRED, name, |stage| {
             cells.sum(|b| &b.deadlines[stage.index()])
         });
@@ -247,7 +250,9 @@ impl Scrape {
         let (cells, seen) = (&breaker.cells, *breaker.seen.lock());
         let name = [breaker.scope, &breaker.route, &breaker.cluster];
         let [scope, route, cluster] = name;
-        for state in State::ALL {
+        // Those of endpoints share their counters; how they stand is `bellwether_endpoint_breakers`.
+        let is_one = !scope.ends_with("endpoint");
+        for state in State::ALL.into_iter().filter(|_| is_one) {
             let is = flag(state == seen.state);
             self.gauge(names::BREAKER_STATE, &[scope, route, cluster, state.name()], is);
         }
@@ -259,6 +264,9 @@ impl Scrape {
         for call in BreakerCall::ALL {
             let count = cells.sum(|b| &b.calls[call.index()]);
             self.counter(names::BREAKER_CALLS, &[scope, route, cluster, call.word()], count);
+        }
+        if !is_one {
+            return;
         }
         self.gauge(names::BREAKER_FAILURE_RATIO, &name, seen.counts.failure_rate());
         self.gauge(names::BREAKER_SLOW_RATIO, &name, seen.counts.slow_rate());
@@ -314,6 +322,12 @@ impl Scrape {
         for state in EndpointLabel::ALL {
             let count = cluster.endpoints[state.index()].load(Ordering::Relaxed);
             self.gauge(names::ENDPOINTS, &[name, state.word()], count as f64);
+        }
+        let shown = cluster.breakers.iter().map(|count| count.load(Ordering::Relaxed));
+        if shown.clone().sum::<u64>() > 0 {
+            for (state, count) in State::ALL.into_iter().zip(shown) {
+                self.gauge(names::ENDPOINT_BREAKERS, &[name, state.name()], count as f64);
+            }
         }
         for detector in Detector::ALL {
             for result in EjectionResult::ALL {

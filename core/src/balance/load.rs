@@ -7,10 +7,13 @@
 //! * *Estimate*: the peak EWMA of response times. A slower sample is believed at once, faster ones win it back over
 //!   ten seconds. Successes feed it; a failure may raise it and never lowers it, or an endpoint that fails at once would look
 //!   fast and swallow the traffic.
+//! * *Silence*: while attempts wait for an answer and none comes, the time since the last one is a lower bound of the
+//!   next. Without it an endpoint that hangs looks as fast as it was until its first request times out, and a second's
+//!   worth of requests is lost to it.
 //! * *Success*: a count-based average of "went well", from 1.0; the reason why failing fast is expensive.
 //!
 //! Estimate and time stamp belong together and therefore share one 64-bit word: 32 bits of `f32` seconds and 32 bits of
-//! 1.05 ms ticks. What must stay true: an ignored attempt changes nothing but the in-flight count.
+//! 1.05 ms ticks. What must stay true: an ignored attempt changes nothing but the counts.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -33,6 +36,10 @@ pub struct Load {
     /// Nanoseconds of the moment until which the endpoint asked to be spared.
     avoid_until: AtomicU64,
     picks: AtomicU64,
+    /// Attempts that wait for the head of an answer.
+    waiting: AtomicU32,
+    /// Nanoseconds of the moment since which nothing was heard, while somebody waits.
+    quiet_since: AtomicU64,
 }
 
 impl Load {
@@ -45,14 +52,46 @@ impl Load {
             estimate: AtomicU64::new(UNKNOWN),
             avoid_until: AtomicU64::new(0),
             picks: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            quiet_since: AtomicU64::new(0),
         }
     }
 
-    /// An attempt begins. Exactly one of [`Load::finish`] and [`Load::end_ignored`] must follow.
-    pub fn begin(&self) {
+    /// An attempt begins. Exactly one of [`Load::heard`] and [`Load::unheard`] must follow, and then exactly one of
+    /// [`Load::finish`], [`Load::end_ignored`] and [`Load::end_at_least`].
+    pub fn begin(&self, now: Moment) {
         // Ordering: Relaxed; counts guard no other memory, and a pick may see them late.
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.picks.fetch_add(1, Ordering::Relaxed);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.quiet_since.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// The head of an answer came, of whatever kind: the endpoint is not silent.
+    pub fn heard(&self, now: Moment) {
+        self.unheard();
+        // Ordering: Relaxed; a lone value. A busy endpoint is heard thousands of times a second, and need not be noted
+        // each time.
+        let before = self.quiet_since.load(Ordering::Relaxed);
+        if now.as_nanos() > before.saturating_add(GRAIN) {
+            self.quiet_since.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody waits any more for an answer that did not come.
+    pub fn unheard(&self) {
+        // Ordering: Relaxed, as in `begin`.
+        let before = self.waiting.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "an answer was waited for less often than it came");
+    }
+
+    /// Forgets how fast it was and how well it went: it is another process now, or as good as.
+    pub fn forget(&self) {
+        // Ordering: Relaxed; lone values.
+        self.estimate.store(UNKNOWN, Ordering::Relaxed);
+        self.success.store(1.0f32.to_bits(), Ordering::Relaxed);
+        self.avoid_until.store(0, Ordering::Relaxed);
     }
 
     /// The attempt ended and says nothing about the endpoint.
@@ -60,6 +99,12 @@ impl Load {
         // Ordering: Relaxed, as in `begin`; additions to one atomic are never lost.
         let before = self.in_flight.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "an attempt ended that had not begun");
+    }
+
+    /// The attempt was given up because another was faster: the endpoint takes at least `waited`.
+    pub fn end_at_least(&self, waited: Duration, now: Moment) {
+        self.end_ignored();
+        self.observe(waited, now, Observation::OnlyIfSlower);
     }
 
     /// The attempt ended. `rtt` is the time from sending to the response head, or to the failure.
@@ -115,6 +160,17 @@ impl Load {
         Moment::from_nanos(self.avoid_until.load(Ordering::Relaxed))
     }
 
+    /// For how long, in seconds, somebody has been waiting and nothing was heard; 0 if nobody waits.
+    #[must_use]
+    pub fn silence(&self, now: Moment) -> f32 {
+        // Ordering: Relaxed; a pick is a guess anyway.
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return 0.0;
+        }
+        let since = Moment::from_nanos(self.quiet_since.load(Ordering::Relaxed));
+        now.since(since).as_secs_f32()
+    }
+
     /// The expected response time in seconds at `now`, at least a millisecond; `None` before the first sample.
     ///
     /// An estimate above `rest` decays towards it while no sample comes, so that an endpoint which was slow once is asked
@@ -164,6 +220,9 @@ impl Load {
         }
     }
 }
+
+/// Answers closer together than this, in nanoseconds, are heard as one.
+const GRAIN: u64 = 1_000_000;
 
 impl Default for Load {
     fn default() -> Self {
@@ -257,7 +316,8 @@ mod tests {
     }
 
     fn attempt(load: &Load, rtt: u64, outcome: Outcome, now: Moment) {
-        load.begin();
+        load.begin(at(0));
+        load.unheard();
         load.finish(Duration::from_millis(rtt), outcome, now);
     }
 
@@ -309,9 +369,39 @@ mod tests {
     }
 
     #[test]
+    fn silence_lasts_from_the_last_answer_on_while_somebody_waits() {
+        let load = Load::new();
+        assert_eq!(load.silence(at(5)), 0.0);
+        load.begin(at(100));
+        load.begin(at(150));
+        assert!(near(load.silence(at(300)), 0.2), "since the first of them");
+        load.heard(at(400));
+        assert!(near(load.silence(at(600)), 0.2), "since the last answer");
+        load.unheard();
+        assert_eq!(load.silence(at(900)), 0.0, "nobody waits");
+        load.begin(at(1000));
+        assert_eq!(load.silence(at(1000)), 0.0);
+        load.unheard();
+    }
+
+    #[test]
+    fn who_loses_against_a_copy_took_at_least_so_long() {
+        let load = Load::new();
+        attempt(&load, 10, Outcome::Success, at(0));
+        load.begin(at(1));
+        load.unheard();
+        load.end_at_least(Duration::from_millis(300), at(301));
+        assert!(near(load.last_estimate().unwrap(), 0.3));
+        assert_eq!((load.in_flight(), load.success()), (0, 1.0));
+        load.forget();
+        assert_eq!(load.last_estimate(), None);
+    }
+
+    #[test]
     fn the_floor_holds() {
         let load = Load::new();
-        load.begin();
+        load.begin(at(0));
+        load.unheard();
         load.finish(Duration::from_micros(20), Outcome::Success, at(0));
         assert_eq!(load.estimate(at(0), 0.0), Some(FLOOR));
     }
@@ -363,10 +453,12 @@ mod tests {
     #[test]
     fn ignored_attempts_leave_no_trace() {
         let load = Load::new();
-        load.begin();
+        load.begin(at(0));
         assert_eq!(load.in_flight(), 1);
+        load.unheard();
         load.finish(Duration::from_secs(9), Outcome::Ignored, at(0));
-        load.begin();
+        load.begin(at(0));
+        load.unheard();
         load.end_ignored();
         assert_eq!(
             (load.in_flight(), load.success(), load.last_estimate()),

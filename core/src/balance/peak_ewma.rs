@@ -1,6 +1,6 @@
 //! Peak EWMA: the expected cost of one more request.
 //!
-//! `cost = estimate * (in flight / weight + 1) / max(success, 0.05)^2`, cheapest of the candidates wins. The estimate is
+//! `cost = max(estimate, silence) * (in flight / weight + 1) / max(success, 0.05)^2`, cheapest of the candidates wins. The estimate is
 //! latency, the factor behind it the queue the request would join, and the division the *success discount*: an endpoint
 //! that fails half of its requests costs four times as much, one that fails all of them four hundred times. Without it the
 //! endpoint that fails fastest looks best and swallows the traffic. A fixed penalty per failure does that too, but blinds
@@ -32,7 +32,11 @@ pub(super) fn cost(load: &Load, weight: f32, typical: f32, now: Moment) -> f32 {
         // It asked to be spared: only if there is nobody else.
         return f32::INFINITY;
     }
-    let estimate = load.estimate(now, typical / 2.0).unwrap_or(typical);
+    // Who has been silent for longer takes at least as long.
+    let estimate = load
+        .estimate(now, typical / 2.0)
+        .unwrap_or(typical)
+        .max(load.silence(now));
     let success = load.success().max(SUCCESS_FLOOR);
     estimate * (load.in_flight() as f32 / weight + 1.0) / (success * success)
 }

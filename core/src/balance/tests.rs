@@ -100,12 +100,13 @@ fn simulate(policy: Policy, weights: &[u32], rate: f64, seconds: f64, behaviour:
         now = now.plus(Duration::from_secs_f64(-(1.0 - dice.unit()).ln() / rate));
         while running.peek().is_some_and(|next| next.0.0 <= now) {
             let std::cmp::Reverse((end, id, member, begun)) = running.pop().unwrap();
+            fixture.loads[member].heard(end);
             fixture.loads[member].finish(end.since(begun), outcomes.remove(&id).unwrap(), end);
         }
         let hash = Some(dice.next_u64());
         let member = balancer.pick(&fixture, hash, now, &mut dice).unwrap();
         counts[member] += 1;
-        fixture.loads[member].begin();
+        fixture.loads[member].begin(now);
         let (rtt, outcome) = behaviour(member, &mut dice);
         outcomes.insert(id, outcome);
         running.push(std::cmp::Reverse((now.plus(rtt), id, member, now)));
@@ -210,13 +211,43 @@ fn a_failing_heavy_member_is_left_too() {
     }
 }
 
+/// Its estimate is as good as ever, because nothing of what it was sent has ended.
+#[test]
+fn a_member_that_hangs_is_picked_no_more_once_it_has_been_silent_for_longer_than_the_others_need() {
+    let fixture = Fixture::new(3);
+    let at = |millis: u64| Moment::ZERO.plus(Duration::from_millis(millis));
+    for load in &fixture.loads {
+        load.begin(at(0));
+        load.heard(at(10));
+        load.finish(Duration::from_millis(10), Outcome::Success, at(10));
+    }
+    let balancer = balancer(Policy::PeakEwma, &[1, 1, 1]);
+    let mut dice = Dice::new(5);
+    // One request hangs in it; the others hold five each, which are answered all the time.
+    fixture.loads[0].begin(at(1000));
+    for load in &fixture.loads[1..] {
+        (0..5).for_each(|_| load.begin(at(1000)));
+    }
+    let mut picks = |now| {
+        (0..100)
+            .filter(|_| balancer.pick(&fixture, None, now, &mut dice) == Some(0))
+            .count()
+    };
+    assert_eq!(picks(at(1000)), 100, "the least busy one");
+    for load in &fixture.loads[1..] {
+        load.heard(at(1100));
+    }
+    assert_eq!(picks(at(1100)), 0);
+}
+
 #[test]
 fn a_member_that_asked_to_be_spared_is_spared_while_there_are_others() {
     for len in [2, 3, 12] {
         let weights = vec![1; len];
         let fixture = Fixture::new(len);
-        fixture.loads[0].begin();
+        fixture.loads[0].begin(Moment::ZERO);
         let hint = Outcome::Pushback(Some(Duration::from_secs(5)));
+        fixture.loads[0].unheard();
         fixture.loads[0].finish(Duration::from_millis(1), hint, Moment::ZERO);
         assert_eq!(idle_shares(Policy::PeakEwma, &weights, &fixture, 1000)[0], 0.0);
         for i in 1..len {
@@ -266,7 +297,8 @@ fn a_first_answer_that_was_slow_is_forgotten_even_by_a_majority() {
     let mut now = Moment::from_nanos(1_000_000_000);
     // The first answer of two of them paid for a connection; from then on all are equally quick.
     for (load, millis) in fixture.loads.iter().zip([2, 6, 6]) {
-        load.begin();
+        load.begin(Moment::ZERO);
+        load.unheard();
         load.finish(Duration::from_millis(millis), Outcome::Success, now);
     }
     for _ in 0..12_000 {
@@ -275,8 +307,9 @@ fn a_first_answer_that_was_slow_is_forgotten_even_by_a_majority() {
             .pick(&fixture, None, now, &mut dice)
             .expect("somebody is eligible");
         asked[picked] += 1;
-        fixture.loads[picked].begin();
+        fixture.loads[picked].begin(Moment::ZERO);
         let jitter = Duration::from_micros(u64::from(dice.below(200)));
+        fixture.loads[picked].unheard();
         fixture.loads[picked].finish(Duration::from_millis(2) + jitter, Outcome::Success, now);
     }
     assert!(
@@ -315,7 +348,7 @@ fn a_hot_key_stays_within_its_bound() {
             let requests = 40 * len;
             for i in 0..requests {
                 let now = Moment::from_nanos(i as u64 * 10_000);
-                fixture.loads[balancer.pick(&fixture, Some(7), now, &mut dice).unwrap()].begin();
+                fixture.loads[balancer.pick(&fixture, Some(7), now, &mut dice).unwrap()].begin(Moment::ZERO);
             }
             let most = fixture.loads.iter().map(Load::in_flight).max().unwrap();
             assert!(most <= 51, "{policy:?} {len}: {most} of {requests}");
@@ -478,7 +511,7 @@ proptest! {
         let fixture = Fixture::new(members.len());
         for (i, &(_, _, eligible, in_flight)) in members.iter().enumerate() {
             fixture.eligible[i].set(eligible);
-            (0..in_flight).for_each(|_| fixture.loads[i].begin());
+            (0..in_flight).for_each(|_| fixture.loads[i].begin(Moment::ZERO));
         }
         let possible = |i: usize| members[i].0 > 0 && members[i].2;
         let first = (0..members.len()).filter(|&i| possible(i)).map(|i| members[i].1).min();
@@ -569,9 +602,10 @@ fn the_cost_of_a_pick() {
             let build = begun.elapsed().unwrap();
             let fixture = Fixture::new(len);
             for load in &fixture.loads {
-                load.begin();
+                load.begin(Moment::ZERO);
+                load.unheard();
                 load.finish(Duration::from_millis(10), Outcome::Success, Moment::ZERO);
-                load.begin();
+                load.begin(Moment::ZERO);
             }
             let mut dice = Dice::new(1);
             let picks = 2_000_000u64;
@@ -594,7 +628,8 @@ fn the_cost_of_a_pick() {
     let begun = clock();
     let rounds = 5_000_000u64;
     for i in 0..rounds {
-        load.begin();
+        load.begin(Moment::ZERO);
+        load.unheard();
         load.finish(
             Duration::from_micros(900 + i % 100),
             Outcome::Success,

@@ -299,6 +299,17 @@ impl Permit {
     }
 }
 
+/// What a call would meet, for those who can choose whom to call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// It would pass like any other.
+    Free,
+    /// It would be a probe, and one is wanted: the breaker closes by nothing else.
+    Due,
+    /// It would be refused, for so long.
+    Shut(Duration),
+}
+
 /// What an operator can order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Force {
@@ -343,6 +354,14 @@ struct Inner {
 }
 
 impl Inner {
+    /// Whether one more probe may be under way.
+    fn has_place(&self, settings: &Settings) -> bool {
+        let judged = (self.passed + self.failed) as usize;
+        let under_way = self.probes.len();
+        under_way < settings.max_in_flight.max(1) as usize
+            && judged + under_way < settings.probes.max(1) as usize
+    }
+
     fn leave(&mut self, ticket: u64) {
         self.probes.retain(|(held, _)| *held != ticket);
     }
@@ -440,6 +459,33 @@ impl Breaker {
         self.admit_slowly(settings, now, dice)
     }
 
+    /// What a call would meet now. Changes nothing: [`Breaker::admit`] still has to be asked.
+    #[must_use]
+    pub fn passage(&self, settings: &Settings, now: Moment) -> Passage {
+        let state = self.state();
+        if state == State::Closed {
+            return Passage::Free;
+        }
+        let acts = settings.mode.enforces() || state == State::ForcedOpen;
+        match state {
+            State::Closed | State::ForcedClosed | State::Recovering => Passage::Free,
+            _ if !acts => Passage::Free,
+            State::Open | State::ForcedOpen if now >= self.until() => Passage::Due,
+            State::Open | State::ForcedOpen => Passage::Shut(self.until().since(now)),
+            State::HalfOpen => {
+                let free = self.locked(|inner| {
+                    // A probe that is too late has failed, and somebody has to come by to say so.
+                    inner.probes.iter().any(|(_, late)| now >= *late) || inner.has_place(settings)
+                });
+                if free {
+                    Passage::Due
+                } else {
+                    Passage::Shut(Duration::ZERO)
+                }
+            }
+        }
+    }
+
     #[cold]
     fn admit_slowly(self: &Arc<Self>, settings: &Settings, now: Moment, dice: &mut Dice) -> Admission {
         let change = if self.is_due(settings, now) {
@@ -482,11 +528,7 @@ impl Breaker {
 
     fn take_place(self: &Arc<Self>, settings: &Settings, view: u64, now: Moment) -> Option<Place> {
         let ticket = self.locked(|inner| {
-            let judged = inner.passed + inner.failed;
-            let under_way = inner.probes.len();
-            let free = under_way < settings.max_in_flight.max(1) as usize
-                && judged as usize + under_way < settings.probes.max(1) as usize
-                && self.view() == view;
+            let free = inner.has_place(settings) && self.view() == view;
             free.then(|| {
                 inner.next_ticket += 1;
                 inner

@@ -412,6 +412,52 @@ fn a_probe_without_an_answer_fails_and_frees_its_place() {
 }
 
 #[test]
+fn who_can_choose_sees_beforehand_what_a_call_would_meet() {
+    let settings = Settings {
+        ramp: None,
+        ..Settings::default()
+    };
+    let mut world = World::new(settings.clone());
+    let passage = |world: &World| world.breaker.passage(&world.settings, at(world.now));
+    assert_eq!(passage(&world), Passage::Free);
+    world = world.open();
+    assert!(matches!(passage(&world), Passage::Shut(left) if left > Duration::ZERO));
+    assert!(world.admit().is_err());
+    world.wait_until_due();
+    for _ in 0..settings.probes {
+        assert_eq!(passage(&world), Passage::Due, "a probe is wanted");
+        let probe = world.admit().unwrap();
+        assert!(probe.is_probe());
+        assert_eq!(passage(&world), Passage::Shut(Duration::ZERO), "one at a time");
+        world.end(probe, Outcome::Success);
+    }
+    assert_eq!(passage(&world), Passage::Free);
+
+    world = world.open();
+    world.wait_until_due();
+    let stuck = world.admit().unwrap();
+    world.wait(settings.probe_timeout.as_millis() as u64);
+    assert_eq!(
+        passage(&world),
+        Passage::Due,
+        "a probe that never ends hides nothing"
+    );
+    drop(stuck);
+
+    let mut observed = World::new(Settings {
+        mode: Mode::Observe,
+        ..settings
+    })
+    .open();
+    assert_eq!(passage(&observed), Passage::Free, "an observer keeps nobody away");
+    let change = observed
+        .breaker
+        .force(Force::Open, at(observed.now + 1_000), at(observed.now));
+    observed.note(change);
+    assert!(matches!(passage(&observed), Passage::Shut(_)), "an operator does");
+}
+
+#[test]
 fn few_calls_close_it_too() {
     let mut world = World::new(Settings::default()).open();
     world.wait_until_due();

@@ -37,6 +37,7 @@ use crate::ejection::{self, Ejected, Ejection};
 use crate::mode::Mode;
 use crate::moment::Moment;
 use crate::outcome::{Origin, Outcome};
+use crate::recent::{Recent, View};
 use crate::self_health::Score;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::window::{Counts, Sample, Window};
@@ -171,6 +172,8 @@ pub enum Finding {
         p90: Duration,
         /// The median of the others'.
         others: Duration,
+        /// What is slow in comparison: a probe that takes longer has not passed.
+        bound: Duration,
         /// What factor is too much.
         factor: f64,
     },
@@ -243,7 +246,9 @@ impl fmt::Display for Finding {
                 "{failed} of {total} attempts failed, elsewhere {:.2} %",
                 others * 100.0
             ),
-            Self::Latency { p90, others, factor } => write!(
+            Self::Latency {
+                p90, others, factor, ..
+            } => write!(
                 f,
                 "p90 {} ms, median of the others {} ms (factor {factor})",
                 p90.as_millis(),
@@ -513,9 +518,8 @@ pub struct Member<'a> {
     pub group: u32,
     /// Whether it could serve as far as others than this policy are concerned.
     pub available: bool,
-    /// The 90th percentile of its times to the first byte in the window, if there are enough of them; none from before
-    /// its last return.
-    pub p90: Option<Duration>,
+    /// Its last times to the first byte, where latency is compared; none from before its last return.
+    pub recent: Option<&'a Recent>,
 }
 
 impl Member<'_> {
@@ -736,7 +740,14 @@ fn findings(settings: &Settings, members: &[Member<'_>], score: Score, now: Mome
         .iter()
         .map(|member| (!member.ejection.is_out()).then(|| member.tally.counts(now)))
         .collect();
-    let pools = pools(settings, members, &counts);
+    let views: Vec<Option<View>> = members
+        .iter()
+        .map(|member| {
+            let recent = member.recent.filter(|_| !member.ejection.is_out())?;
+            Some(recent.view(settings.window, now)).filter(|view| view.len() >= LATENCY_SAMPLES)
+        })
+        .collect();
+    let pools = pools(settings, members, &counts, &views);
     let mut found = Vec::new();
     for (index, member) in members.iter().enumerate() {
         let Some(own) = counts[index] else { continue };
@@ -749,7 +760,7 @@ fn findings(settings: &Settings, members: &[Member<'_>], score: Score, now: Mome
             .finding(settings, score)
             .or_else(|| failure_rate(settings, own))
             .or_else(|| relative(settings, pool, own))
-            .or_else(|| latency(settings, pool, own, member.p90));
+            .or_else(|| latency(settings, pool, own, views[index].as_ref()));
         found.extend(finding.map(|finding| (index, finding)));
     }
     found
@@ -785,15 +796,26 @@ fn relative(settings: &Settings, pool: &Pool, own: Counts) -> Option<Finding> {
     })
 }
 
-fn latency(settings: &Settings, pool: &Pool, own: Counts, p90: Option<Duration>) -> Option<Finding> {
+/// Slow is whose p90 is far above that of the others *and* who exceeds it too often for chance: of the others one in ten
+/// is above their p90, so one in ten may be here.
+fn latency(settings: &Settings, pool: &Pool, own: Counts, view: Option<&View>) -> Option<Finding> {
     let factor = settings.latency_factor?;
-    let p90 = p90?;
+    let view = view?;
+    let p90 = view.quantile(LATENCY_QUANTILE)?;
     if own.total.saturating_sub(own.failed) < LATENCY_REQUESTS || pool.p90.len() < LATENCY_HOSTS {
         return None;
     }
     let others = statistics::median_without(&pool.p90, p90)?;
-    let slow = p90.as_secs_f64() > others.as_secs_f64() * factor && p90.saturating_sub(others) > MIN_EXCESS;
-    slow.then_some(Finding::Latency { p90, others, factor })
+    let bound = others.mul_f64(factor).max(others + MIN_EXCESS);
+    let above = u32::try_from(view.above(bound)).unwrap_or(u32::MAX);
+    let total = u32::try_from(view.len()).unwrap_or(u32::MAX);
+    let chance = statistics::at_least(above, total, 1.0 - LATENCY_QUANTILE);
+    (p90 > bound && chance < 1.0 - LATENCY_CONFIDENCE).then_some(Finding::Latency {
+        p90,
+        others,
+        bound,
+        factor,
+    })
 }
 
 /// What the members of a group in service are compared with, each with the others.
@@ -808,7 +830,12 @@ struct Pool {
     p90: Vec<Duration>,
 }
 
-fn pools(settings: &Settings, members: &[Member<'_>], counts: &[Option<Counts>]) -> Vec<Pool> {
+fn pools(
+    settings: &Settings,
+    members: &[Member<'_>],
+    counts: &[Option<Counts>],
+    views: &[Option<View>],
+) -> Vec<Pool> {
     let enough = settings.relative.map_or(u32::MAX, |test| test.min_requests);
     let mut pools: Vec<Pool> = groups(members)
         .into_iter()
@@ -817,7 +844,7 @@ fn pools(settings: &Settings, members: &[Member<'_>], counts: &[Option<Counts>])
             ..Pool::default()
         })
         .collect();
-    for (member, counts) in members.iter().zip(counts) {
+    for ((member, counts), view) in members.iter().zip(counts).zip(views) {
         let Some(counts) = counts else { continue };
         let Some(pool) = pools.iter_mut().find(|pool| pool.group == member.group) else {
             continue;
@@ -827,7 +854,8 @@ fn pools(settings: &Settings, members: &[Member<'_>], counts: &[Option<Counts>])
             pool.failed += u64::from(counts.failed);
             pool.total += u64::from(counts.total);
         }
-        pool.p90.extend(member.p90);
+        pool.p90
+            .extend(view.as_ref().and_then(|view| view.quantile(LATENCY_QUANTILE)));
     }
     for pool in &mut pools {
         pool.p90.sort_unstable();
@@ -938,6 +966,11 @@ const LEAST_SHARE: f64 = 0.001;
 
 const LATENCY_REQUESTS: u32 = 50;
 const LATENCY_HOSTS: usize = 3;
+const LATENCY_QUANTILE: f64 = 0.9;
+/// Fewer last answers prove nothing.
+const LATENCY_SAMPLES: usize = 20;
+/// How sure the comparison must be, every second anew.
+const LATENCY_CONFIDENCE: f64 = 0.999;
 
 /// A difference below this is not worth an ejection, whatever the factor.
 const MIN_EXCESS: Duration = Duration::from_millis(50);

@@ -22,7 +22,7 @@ fn by_share() -> Settings {
 
 struct Fleet {
     hosts: Vec<(Tally, Ejection)>,
-    p90: Vec<Option<Duration>>,
+    recent: Vec<Recent>,
     available: Vec<bool>,
     referee: Referee,
     dice: Dice,
@@ -33,7 +33,7 @@ impl Fleet {
         let window = Settings::default().window;
         Self {
             hosts: (0..size).map(|_| (Tally::new(window), Ejection::new())).collect(),
-            p90: vec![None; size],
+            recent: (0..size).map(|_| Recent::new()).collect(),
             available: vec![true; size],
             referee: Referee::new(),
             dice: Dice::new(11),
@@ -49,7 +49,7 @@ impl Fleet {
                 ejection,
                 group: 0,
                 available: self.available[index],
-                p90: self.p90[index],
+                recent: Some(&self.recent[index]),
             })
             .collect()
     }
@@ -389,9 +389,23 @@ fn the_cap_is_spent_on_the_worst() {
     assert_eq!((order, fleet.out()), (vec![7, 2], vec![2, 7]));
 }
 
+/// Of each of three hosts: so many milliseconds, so often.
+type Times<'a> = [&'a [(u64, u32)]; 3];
+
+/// Each host's last answers took so many milliseconds.
+fn answers(fleet: &Fleet, hosts: Times<'_>) {
+    for (recent, times) in fleet.recent.iter().zip(hosts) {
+        recent.clear();
+        for &(millis, count) in times {
+            for _ in 0..count {
+                recent.record(Duration::from_millis(millis), at(9));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_slow_host_is_found_by_comparison() {
-    let ms = |n| Some(Duration::from_millis(n));
     let settings = Settings {
         latency_factor: Some(3.0),
         ..Settings::default()
@@ -400,22 +414,21 @@ fn a_slow_host_is_found_by_comparison() {
     for host in 0..3 {
         fleet.feed(host, 0, 60, at(5));
     }
-    fleet.p90 = vec![ms(10), ms(12), ms(55)];
-    assert!(
-        fleet.sweep(&settings, at(10)).verdicts.is_empty(),
-        "44 ms are no harm"
-    );
-    fleet.p90 = vec![ms(300), ms(310), ms(800)];
-    assert!(
-        fleet.sweep(&settings, at(10)).verdicts.is_empty(),
-        "not three times"
-    );
-    fleet.p90 = vec![ms(10), None, ms(800)];
-    assert!(
-        fleet.sweep(&settings, at(10)).verdicts.is_empty(),
-        "two are no comparison"
-    );
-    fleet.p90 = vec![ms(10), ms(12), ms(800)];
+    let spared: [(&str, Times<'_>); 5] = [
+        ("44 ms are no harm", [&[(10, 64)], &[(12, 64)], &[(55, 64)]]),
+        ("not three times", [&[(300, 64)], &[(310, 64)], &[(800, 64)]]),
+        ("two are no comparison", [&[(10, 64)], &[(10, 19)], &[(800, 64)]]),
+        ("nineteen prove nothing", [&[(10, 64)], &[(12, 64)], &[(800, 19)]]),
+        (
+            "one in ten may be chance",
+            [&[(10, 64)], &[(12, 64)], &[(10, 56), (800, 8)]],
+        ),
+    ];
+    for (why, times) in spared {
+        answers(&fleet, times);
+        assert!(fleet.sweep(&settings, at(10)).verdicts.is_empty(), "{why}");
+    }
+    answers(&fleet, [&[(10, 64)], &[(12, 64)], &[(10, 48), (800, 16)]]);
     let report = fleet.sweep(&settings, at(10));
     let [verdict] = report.verdicts[..] else {
         panic!("{report:?}");
@@ -424,7 +437,40 @@ fn a_slow_host_is_found_by_comparison() {
         verdict.finding.to_string(),
         "p90 800 ms, median of the others 11 ms (factor 3)"
     );
+    assert!(matches!(
+        verdict.finding,
+        Finding::Latency { bound, .. } if bound == Duration::from_millis(61)
+    ));
     assert_eq!(fleet.out(), [2]);
+}
+
+/// A route of which one request in twenty is slow everywhere must lose nobody, however long it is watched.
+#[test]
+fn what_is_slow_everywhere_now_and_then_ejects_nobody() {
+    let settings = Settings {
+        latency_factor: Some(2.0),
+        ..Settings::default()
+    };
+    let mut fleet = Fleet::new(5);
+    let mut dice = Dice::new(3);
+    for second in 1..=1000 {
+        let now = at(second * 1000);
+        for host in 0..5 {
+            fleet.feed(host, 0, 40, now);
+            for _ in 0..40 {
+                let millis = if dice.chance(0.05) {
+                    900
+                } else {
+                    10 + dice.below(10)
+                };
+                fleet.recent[host].record(Duration::from_millis(u64::from(millis)), now);
+            }
+        }
+        assert!(
+            fleet.sweep(&settings, now).verdicts.is_empty(),
+            "after {second} s"
+        );
+    }
 }
 
 #[test]

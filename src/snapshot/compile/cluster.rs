@@ -52,6 +52,12 @@ fn one(name: &Sp<String>, cluster: &written::Cluster, cx: &mut Context<'_>) -> M
             tls.as_deref().map(crate::net::tls::ClientTls::settings),
         ),
         policy: policy(cluster.load_balancing.policy.value),
+        guards: cx
+            .clusters
+            .get(name.value.as_str())
+            .and_then(|id| cx.guards.get(id))
+            .map(|guards| guards.as_slice().into())
+            .unwrap_or_default(),
         settings,
         tls,
     };
@@ -142,7 +148,7 @@ fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
         failure_rate: written.failure_rate.value.map(|rate| rate.fraction()),
         min_requests: written.min_requests.value,
         relative: written.failure_rate.value.map(|_| outlier::Relative::default()),
-        latency_factor: None,
+        latency_factor: written.latency_factor.value.map(f64::from),
         window: written.window.value,
         max_ejection_percent: written.max_ejection_percent.fraction(),
         ejection: ejection::Settings {

@@ -9,6 +9,7 @@
 //!
 //! Invariant: with an error in the collector there is no snapshot.
 
+mod breaker;
 mod cluster;
 mod expectations;
 mod listener;
@@ -56,6 +57,8 @@ struct Context<'a> {
     clusters: HashMap<&'a str, ClusterId>,
     /// Files of TLS, collected on the way.
     certificates: Vec<Certificates>,
+    /// Breakers that routes want endpoints to have.
+    guards: breaker::Plans,
     /// The proxy is starting: endpoints do not have to wait for their share.
     at_start: bool,
 }
@@ -104,8 +107,10 @@ pub fn compile(
             .map(|((name, _), id)| (name.value.as_str(), id))
             .collect(),
         certificates: Vec::new(),
+        guards: breaker::Plans::new(),
         at_start: generation <= 1,
     };
+    cx.guards = breaker::plans(&cx);
     let clusters = cluster::all(&mut cx);
     let routes = route::all(&mut cx);
     let listeners = listener::all(&routes, &mut cx);

@@ -1,20 +1,15 @@
 //! Settings that routes share: what is tried again, and how headers are edited.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use bellwether_core::{Mode, breaker};
+use bellwether_core::hedge;
 use http::{HeaderName, Method, StatusCode};
 
 use super::Context;
 use crate::config::policy as written;
 use crate::config::route::HeaderEdits as WrittenEdits;
 use crate::config::units::{MethodSet, RetryCondition, RetryOn as When, WordOr};
-use crate::config::{Map, Sp};
+use crate::config::{Many, Map, Sp};
 use crate::message::edits::{EditError, HeaderEdits};
-use crate::snapshot::{
-    Action, Breakers, FailureWhen, Guarded, PerTry, Retry, RetryMethods, RetryOn, RouteState, Target,
-};
+use crate::snapshot::{FailureWhen, HedgePlan, PerTry, Retry, RetryMethods, RetryOn};
 
 /// RFC 9110 §9.2.2.
 const IDEMPOTENT: [Method; 6] = [
@@ -45,7 +40,7 @@ pub(super) fn retry(policy: &written::Policy, cx: &mut Context<'_>) -> Option<Re
     Some(Retry {
         num_retries: retry.num_retries.value,
         on: retry_on(retry),
-        methods: methods(retry),
+        methods: methods(&retry.methods),
         idempotency_key,
         per_try: match retry.per_try_timeout.value {
             None => PerTry::Off,
@@ -83,8 +78,8 @@ fn retry_on(retry: &written::Retry) -> RetryOn {
     on
 }
 
-fn methods(retry: &written::Retry) -> RetryMethods {
-    let sets = || retry.methods.iter().map(|set| &set.value);
+fn methods(written: &Many<MethodSet>) -> RetryMethods {
+    let sets = || written.iter().map(|set| &set.value);
     if sets().any(|set| matches!(set, MethodSet::All)) {
         return RetryMethods::All;
     }
@@ -102,6 +97,25 @@ fn methods(retry: &written::Retry) -> RetryMethods {
     RetryMethods::These(methods)
 }
 
+/// Copies of requests that take long; none when off.
+pub(super) fn hedge(policy: &written::Policy) -> Option<HedgePlan> {
+    let written = policy.hedge.value.as_ref()?;
+    Some(HedgePlan {
+        delay: match written.delay.value {
+            WordOr::Word(quantile) => hedge::Delay::Quantile(match quantile {
+                written::Quantile::P50 => 0.5,
+                written::Quantile::P90 => 0.9,
+                written::Quantile::P95 => 0.95,
+                written::Quantile::P99 => 0.99,
+            }),
+            WordOr::Value(delay) => hedge::Delay::After(delay),
+        },
+        max_extra: written.max_extra.value,
+        share: hedge::Share::new(written.budget.fraction()),
+        methods: methods(&written.methods),
+    })
+}
+
 /// What counts as failure.
 pub(super) fn failure_when(policy: &written::Policy) -> FailureWhen {
     let when = &policy.failure_when;
@@ -110,80 +124,6 @@ pub(super) fn failure_when(policy: &written::Policy) -> FailureWhen {
         when.grpc_status.iter().map(|status| status.0),
         when.slower_than.value,
     )
-}
-
-/// The breakers in the way of a route that forwards.
-pub(super) fn breakers(
-    policy: &written::Policy,
-    route: &Arc<str>,
-    state: &RouteState,
-    action: &Action,
-    cx: &Context<'_>,
-) -> Breakers {
-    let (Some(written), Action::Forward(target)) = (&policy.circuit_breaker.value, action) else {
-        return Breakers::Off;
-    };
-    let now = cx.registry.now();
-    let settings = breaker_settings(policy, written);
-    let slow = written
-        .slow_call_duration
-        .value
-        .or(policy.failure_when.slower_than.value);
-    let recorder = cx.registry.recorder();
-    match written.scope.value {
-        written::BreakerScope::Cluster => {
-            let targets = match target {
-                Target::Cluster(id) => std::slice::from_ref(id),
-                Target::Split { clusters, .. } => clusters,
-            };
-            let guarded = targets.iter().filter_map(|id| {
-                let name: Arc<str> = cx.cluster_name(*id)?.into();
-                let shared = cx.registry.cluster(&name);
-                let guarded = Guarded {
-                    name: format!("cluster/{name}").into(),
-                    settings: settings.clone(),
-                    slow,
-                    breaker: shared.breaker(&settings, now),
-                    metrics: recorder.breaker("cluster", "", &name),
-                };
-                Some((*id, guarded))
-            });
-            Breakers::Cluster(guarded.collect())
-        }
-        // Those of endpoints are refused before.
-        written::BreakerScope::Route
-        | written::BreakerScope::Endpoint
-        | written::BreakerScope::RouteEndpoint => Breakers::Route(Guarded {
-            name: Arc::clone(route),
-            slow,
-            breaker: state.breaker(&settings, now),
-            metrics: recorder.breaker("route", route, ""),
-            settings,
-        }),
-    }
-}
-
-/// A probe without an answer for so long has failed, on a route without a timeout.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-
-fn breaker_settings(policy: &written::Policy, written: &written::CircuitBreaker) -> breaker::Settings {
-    breaker::Settings {
-        mode: match written.mode.value {
-            written::Mode::Enforce => Mode::Enforce,
-            written::Mode::Observe => Mode::Observe,
-        },
-        failure_rate: Some(written.failure_rate.fraction()),
-        slow_rate: written.slow_call_rate.value.map(|rate| rate.fraction()),
-        consecutive: written.consecutive_failures.value,
-        min_requests: written.min_requests.value,
-        window: written.window.value,
-        open: written.open_duration.value,
-        max_open: written.max_open_duration.value,
-        probes: written.half_open_requests.value,
-        max_in_flight: written.half_open_max_in_flight.value,
-        probe_timeout: policy.timeout.value.unwrap_or(PROBE_TIMEOUT),
-        ramp: written.ramp.value,
-    }
 }
 
 /// Edits of headers. What is wrong is reported at the name or value at fault.

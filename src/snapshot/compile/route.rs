@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, Method};
 
-use super::{Context, cluster, policy};
+use super::{Context, breaker, cluster, policy};
 use crate::config::Sp;
 use crate::config::policy::Policy;
 use crate::config::route as written;
@@ -36,11 +36,16 @@ pub(super) fn all(cx: &mut Context<'_>) -> Vec<Option<Made>> {
         .collect()
 }
 
-fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Context<'_>) -> Option<Made> {
-    let name: Arc<str> = match &route.name {
+/// What a route is called.
+pub(super) fn name(index: usize, route: &written::Route) -> Arc<str> {
+    match &route.name {
         Some(name) => name.value.as_str().into(),
         None => format!("route-{}", index + 1).into(),
-    };
+    }
+}
+
+fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Context<'_>) -> Option<Made> {
+    let name = name(index, route);
     let matches = matches(&route.matches, cx);
     let action = action(route, cx);
     let rewrite = route.rewrite.as_ref().map(|written| rewrite(written, cx));
@@ -57,7 +62,7 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
     let (matches, action) = (matches?, action?);
     let state = cx.registry.route(&name);
     let failure_when = policy::failure_when(policy);
-    let breakers = policy::breakers(policy, &name, &state, &action, cx);
+    let breakers = breaker::of_route(policy, &name, &state, &action, cx);
     Some(Made {
         route: Arc::new(Route {
             origin: cx.out.sources.origin(route.span).into(),
@@ -73,6 +78,7 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
             max_duration: policy.max_duration.value,
             retry,
             max_in_flight: policy.max_in_flight.value,
+            hedge: policy::hedge(policy),
             failure_when,
             breakers,
             state,
