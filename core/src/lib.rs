@@ -12,8 +12,8 @@
 //! Reading order: [`moment`], [`dice`], [`reason`], [`outcome`] are the vocabulary; [`deadline`] and [`slow_start`] are
 //! small; [`balance`] picks endpoints. [`limit`], [`adaptive`], [`shed`] and [`rate`] say who must wait or go, [`breaker`]
 //! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`],
-//! [`outlier`] and [`ejection`] tell it what they know, [`self_health`] how far to believe them, and [`mod@panic`] says what
-//! to do when nobody is left.
+//! [`outlier`] and [`ejection`] tell it what they know, [`self_health`] how far to believe them, [`mod@panic`] says what to do
+//! when nobody is left, and [`pick`] puts it together.
 
 #![warn(missing_docs)]
 
@@ -37,6 +37,7 @@ pub mod outcome;
 pub mod outlier;
 pub mod panic;
 pub mod phi;
+pub mod pick;
 pub mod pulse;
 pub mod rate;
 pub mod reason;
