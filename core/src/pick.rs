@@ -168,13 +168,21 @@ impl Census {
     }
 }
 
-/// The first who is due, and the right to ask it.
+/// Somebody who is due, and the right to ask it. The search begins anywhere: one that fails each probe is due again by the
+/// time of a rare next request, and would keep those behind it waiting for ever.
 fn due<C: Candidates>(candidates: &C, now: Moment, dice: &mut Dice) -> Option<(usize, C::Probe)> {
-    (0..candidates.count()).find_map(|index| {
-        let asked = candidates.takes_part(index)
-            && candidates.availability(index).awaits_probe()
-            && !candidates.is_tried(index);
-        let probe = asked.then(|| candidates.try_probe(index, now, dice))??;
+    let waits = |index: &usize| {
+        candidates.takes_part(*index)
+            && candidates.availability(*index).awaits_probe()
+            && !candidates.is_tried(*index)
+    };
+    let count = candidates.count();
+    // Usually nobody waits, and no die is rolled.
+    (0..count).find(waits)?;
+    let start = dice.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize;
+    let around = (start..count).chain(0..start);
+    around.filter(waits).find_map(|index| {
+        let probe = candidates.try_probe(index, now, dice)?;
         Some((index, probe))
     })
 }
@@ -381,6 +389,16 @@ mod tests {
         assert_eq!(cluster.pick(&CALM, 60), Ok((1, "probe")));
         cluster.tried.push(1);
         assert_eq!(cluster.pick(&CALM, 60).map(|(_, role)| role), Ok("usual"));
+    }
+
+    #[test]
+    fn one_that_fails_every_probe_does_not_keep_others_waiting() {
+        let mut cluster = Cluster::new(3);
+        cluster.eject(0);
+        cluster.eject(2);
+        // Requests are so rare that both are due each time.
+        let asked: Vec<_> = (0..40).map(|_| cluster.pick(&CALM, 60)).collect();
+        assert!(asked.contains(&Ok((0, "probe"))) && asked.contains(&Ok((2, "probe"))));
     }
 
     #[test]
