@@ -51,13 +51,18 @@ impl Cluster {
         })
     }
 
-    /// An attempt is over, with all of its body.
+    /// An attempt that `began` then is over, with all of its body.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "as many as there is to know of an attempt"
+    )]
     pub fn attempted(
         &self,
         index: usize,
         probe: Option<Probe>,
         outcome: Outcome,
         kind: Kind,
+        began: Moment,
         witness: Witness<'_>,
         dice: &mut Dice,
     ) {
@@ -70,7 +75,7 @@ impl Cluster {
             // Of one that is out only the probe's verdict counts.
             if endpoint.is_in_service()
                 && let Some(tally) = &endpoint.tally
-                && tally.record(settings, outcome, kind, now).is_some()
+                && tally.record(settings, outcome, kind, began, now).is_some()
             {
                 let members = self.members();
                 let referee = &self.state.referee;
@@ -202,7 +207,7 @@ impl Cluster {
     fn returned(&self, index: usize, why: &str, witness: Witness<'_>) {
         let endpoint = &self.endpoints[index];
         if let Some(tally) = &endpoint.tally {
-            tally.clear();
+            tally.clear(witness.now);
         }
         endpoint.state.came_back(witness.now);
         self.tell(index, "ejected", "available", "returned", why, witness);

@@ -236,6 +236,7 @@ impl Drop for AttemptGuard {
             self.probe.take(),
             outcome,
             self.kind(),
+            self.started,
             witness,
             &mut self.worker.dice.borrow_mut(),
         );
