@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::breaker::State;
+use bellwether_core::ejection::Standing;
 use bellwether_core::pick::{NoPick, Picked, Role};
 use bellwether_core::{Mode, Moment, panic};
 
@@ -186,6 +187,10 @@ impl Sim {
                 against == 0,
                 "one is enough, all must agree"
             );
+            if endpoint.ejection.standing(self.now) == Standing::Probing {
+                let held = endpoint.exile.borrow().probing;
+                assert!(held.is_some(), "no probe leaks from an ejection");
+            }
             let server = &self.servers[index];
             assert_eq!(
                 availability.is_down_by(Source::Discovery),
