@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_record_together_and_one_of_them_updates() {
+    fn scenario_45_threads_record_together_and_one_of_them_updates() {
         let adaptive = Adaptive::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {

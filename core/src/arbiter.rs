@@ -245,6 +245,15 @@ impl Availability {
         self.bits & (DOWN | DRAINING) == source.bit()
     }
 
+    /// Whether nobody is against it but those whom one request can convince: ejection, its breaker. They are one question,
+    /// or each would wait for the other to let go first.
+    #[must_use]
+    pub const fn awaits_probe(self) -> bool {
+        let against = self.bits & (DOWN | DRAINING);
+        let convincible = Source::Ejection.bit() | Source::Breaker.bit();
+        against != 0 && against & !convincible == 0
+    }
+
     /// Whether this source says down.
     #[must_use]
     pub const fn is_down_by(self, source: Source) -> bool {

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_spend_no_more_than_was_deposited() {
+    fn scenario_45_threads_spend_no_more_than_was_deposited() {
         let hedge = Hedge::new();
         let share = Share::new(0.05);
         let sent: u64 = std::thread::scope(|scope| {

@@ -13,8 +13,8 @@
 //! small; [`balance`] picks endpoints. [`limit`], [`adaptive`], [`shed`] and [`rate`] say who must wait or go, [`breaker`]
 //! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again, [`idle`] when a connection is too old for
 //! it. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`], [`outlier`] (by what it counts and
-//! by [`recent`] times) and [`ejection`] tell it what they know, [`self_health`] how far to believe them, and [`mod@panic`] says what
-//! to do when nobody is left.
+//! by [`recent`] times) and [`ejection`] tell it what they know, [`self_health`] how far to
+//! believe them, [`mod@panic`] says what to do when nobody is left, and [`pick`] puts it together.
 
 #![warn(missing_docs)]
 
@@ -39,6 +39,7 @@ pub mod outcome;
 pub mod outlier;
 pub mod panic;
 pub mod phi;
+pub mod pick;
 pub mod pulse;
 pub mod rate;
 pub mod reason;

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_never_exceed_the_limit_together() {
+    fn scenario_45_threads_never_exceed_the_limit_together() {
         let limit = Limit::new();
         let inside = std::sync::atomic::AtomicU32::new(0);
         let granted = std::sync::atomic::AtomicU32::new(0);

@@ -2,8 +2,8 @@
 //!
 //! Detectors err, and an outage of the detector must not be an outage of the service: when nobody is left, requests go to
 //! those who were taken out. Envoy panics when half are gone and then sends most traffic to dead hosts of a small
-//! cluster; here the default is that none is left (0 %). Even then an endpoint is not asked that refuses connections right
-//! now, nor one that an operator or the endpoint itself took out: those are not errors of a detector. Writes to a leader
+//! cluster; here the default is that none is left (0 %). Even then an endpoint is not brought back that refuses connections
+//! right now, nor one that an operator or the endpoint itself took out: those are not errors of a detector. Writes to a leader
 //! never panic; that is the caller's to know.
 //!
 //! Panic is visible: it begins and ends at a moment ([`Panic::observe`]), and ends by itself.
@@ -47,6 +47,8 @@ impl Settings {
     pub fn admits(&self, availability: Availability, pulse: &Pulse, now: Moment) -> bool {
         match self.to {
             To::Reject => availability.is_available(),
+            // Who is in service stays in service: nothing took it out.
+            To::All if availability.is_available() => true,
             To::All => !is_taken_out(availability) && !pulse.refused_within(REFUSES, now),
         }
     }
@@ -181,9 +183,16 @@ mod tests {
 
         let pulse = Pulse::new();
         pulse.record(Outcome::Failure(Origin::Local), at(10));
-        let anybody = Availability::default();
-        assert!(!settings.admits(anybody, &pulse, at(14)));
-        assert!(settings.admits(anybody, &pulse, at(15)), "it may have come back");
+        let arbiter = Arbiter::new(Moment::ZERO);
+        let serving = arbiter.availability();
+        arbiter.set(Source::Check, Opinion::Down, "test", String::new(), at(0));
+        let failed = arbiter.availability();
+        assert!(!settings.admits(failed, &pulse, at(14)));
+        assert!(settings.admits(failed, &pulse, at(15)), "it may have come back");
+        assert!(
+            settings.admits(serving, &pulse, at(14)),
+            "panic takes nobody out of service"
+        );
     }
 
     #[test]

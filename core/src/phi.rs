@@ -530,7 +530,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn phi_never_falls_with_distance(a in -50.0f64..50_000.0, b in -50.0f64..50_000.0) {
+        fn scenario_22_phi_never_falls_with_distance(a in -50.0f64..50_000.0, b in -50.0f64..50_000.0) {
             let (near, far) = (a.min(b), a.max(b));
             prop_assert!(phi(near) <= phi(far) + 1e-6);
             prop_assert!(phi(near) >= 0.0 && phi(far).is_finite());

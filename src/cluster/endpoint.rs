@@ -153,6 +153,9 @@ impl EndpointState {
     pub(super) fn came_back(&self, now: Moment) {
         self.load.forget();
         self.recent.clear();
+        if let Some(tally) = self.tallies.last() {
+            tally.clear(now);
+        }
         self.joined.store(now.as_nanos(), Ordering::Relaxed);
     }
 

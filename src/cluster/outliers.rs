@@ -34,7 +34,9 @@ pub struct Attempted {
     pub outcome: Outcome,
     /// What it was answered with.
     pub kind: Kind,
-    /// From its start to the head of the answer; to its end where there was none.
+    /// When it began.
+    pub began: Moment,
+    /// From then to the head of the answer; to its end where there was none.
     pub took: Duration,
 }
 
@@ -63,7 +65,7 @@ impl Cluster {
         })
     }
 
-    /// An attempt is over, with all of its body.
+    /// An attempt that `began` then is over, with all of its body.
     pub fn attempted(
         &self,
         index: usize,
@@ -72,7 +74,12 @@ impl Cluster {
         witness: Witness<'_>,
         dice: &mut Dice,
     ) {
-        let Attempted { outcome, kind, took } = attempted;
+        let Attempted {
+            outcome,
+            kind,
+            began,
+            took,
+        } = attempted;
         let Some(settings) = &self.settings.outlier else {
             return;
         };
@@ -85,7 +92,7 @@ impl Cluster {
             // Of one that is out only the probe's verdict counts.
             if endpoint.is_in_service()
                 && let Some(tally) = &endpoint.tally
-                && tally.record(settings, outcome, kind, now).is_some()
+                && tally.record(settings, outcome, kind, began, now).is_some()
             {
                 let members = self.members();
                 let referee = &self.state.referee;
@@ -233,7 +240,7 @@ impl Cluster {
     fn returned(&self, index: usize, why: &str, witness: Witness<'_>) {
         let endpoint = &self.endpoints[index];
         if let Some(tally) = &endpoint.tally {
-            tally.clear();
+            tally.clear(witness.now);
         }
         endpoint.state.came_back(witness.now);
         self.tell(index, "ejected", "available", "returned", why, witness);

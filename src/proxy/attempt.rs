@@ -310,6 +310,7 @@ impl Drop for AttemptGuard {
         let attempted = Attempted {
             outcome,
             kind: self.kind(),
+            began: self.started,
             took: self.rtt.unwrap_or(duration),
         };
         if let Some(Passed { guard, permit }) = self.passed.take() {

@@ -23,7 +23,8 @@
 //!
 //! How to use it: `tally.record` once per attempt, when it is *over* (at the end of the body: a body cut short is a local
 //! failure, and a success noted at its head would have ended the row). If it answers with a finding, `referee.strike`.
-//! While an endpoint is out only its probe's verdict counts, for [`crate::ejection::Probe::judge`]; when it returns, clear the tally.
+//! While an endpoint is out only its probe's verdict counts, for [`crate::ejection::Probe::judge`]; when it returns, clear the tally:
+//! what began before is not counted any more either, or requests that hung would eject again who is back.
 
 mod statistics;
 
@@ -266,6 +267,8 @@ pub struct Tally {
     /// Three counts of 21 bits: gateway errors, local errors, 5xx in a row.
     rows: AtomicU64,
     window: Window,
+    /// When it was last cleared, in nanoseconds: attempts that began before say nothing about the time since.
+    since: AtomicU64,
     /// The last reason why an ejection was withheld, so that it is told once.
     withheld: AtomicU32,
     /// When it was last ejected by a statistical test, in nanoseconds; 0 for never.
@@ -279,12 +282,13 @@ impl Tally {
         Self {
             rows: AtomicU64::new(0),
             window: Window::new(window),
+            since: AtomicU64::new(0),
             withheld: AtomicU32::new(0),
             fell: AtomicU64::new(0),
         }
     }
 
-    /// A tally over the window that the settings ask for, which takes over the rows of `before`.
+    /// A tally over the window that the settings ask for, which takes over the rows of `before`, and since when they count.
     #[must_use]
     pub fn after(before: Option<&Self>, settings: &Settings) -> Self {
         let new = Self::new(settings.window);
@@ -292,13 +296,27 @@ impl Tally {
             // Ordering: Relaxed; attempts that end meanwhile are counted in one of the two.
             let rows = before.rows.load(Ordering::Relaxed);
             new.rows.store(rows, Ordering::Relaxed);
+            let since = before.since.load(Ordering::Relaxed);
+            new.since.store(since, Ordering::Relaxed);
         }
         new
     }
 
-    /// Counts an attempt that is over, with all of its body. Answers with a finding when it made a row too long; exactly
-    /// one of the workers that share a row gets it.
-    pub fn record(&self, settings: &Settings, outcome: Outcome, kind: Kind, now: Moment) -> Option<Finding> {
+    /// Counts an attempt that `began` then and is over, with all of its body. Answers with a finding when it made a row too
+    /// long; exactly one of the workers that share a row gets it.
+    pub fn record(
+        &self,
+        settings: &Settings,
+        outcome: Outcome,
+        kind: Kind,
+        began: Moment,
+        now: Moment,
+    ) -> Option<Finding> {
+        // Ordering: Relaxed; a lone value. Requests that hung before an ejection end after the return, and would eject
+        // again who works.
+        if began < Moment::from_nanos(self.since.load(Ordering::Relaxed)) {
+            return None;
+        }
         let sample = match outcome {
             Outcome::Ignored => return None,
             Outcome::Success => Sample::Good,
@@ -329,9 +347,10 @@ impl Tally {
         self.window.is_over(settings.window)
     }
 
-    /// Forgets: the endpoint is back, and what it did before says nothing any more.
-    pub fn clear(&self) {
+    /// Forgets: the endpoint is back, and what began before `now` says nothing any more.
+    pub fn clear(&self, now: Moment) {
         // Ordering: Relaxed; results that arrive meanwhile may count before or after.
+        self.since.store(now.as_nanos(), Ordering::Relaxed);
         self.rows.store(0, Ordering::Relaxed);
         self.withheld.store(0, Ordering::Relaxed);
         self.window.clear();
@@ -727,7 +746,7 @@ fn returns(settings: &Settings, members: &[Member<'_>], now: Moment) -> Vec<usiz
             ejection.expire(now)
         };
         if ended {
-            member.tally.clear();
+            member.tally.clear(now);
             returned.push(index);
         }
     }
@@ -754,9 +773,13 @@ fn findings(settings: &Settings, members: &[Member<'_>], score: Score, now: Mome
         let Some(pool) = pools.iter().find(|pool| pool.group == member.group) else {
             continue;
         };
-        let finding = member
-            .tally
-            .rows()
+        // Who is asked nothing keeps its row; it is as old as the window at most.
+        let rows = if own.failed > 0 {
+            member.tally.rows()
+        } else {
+            Rows::default()
+        };
+        let finding = rows
             .finding(settings, score)
             .or_else(|| failure_rate(settings, own))
             .or_else(|| relative(settings, pool, own))
@@ -937,7 +960,7 @@ fn rule(
             let ejected = member
                 .ejection
                 .eject(&settings.ejection, settings.mode, now, dice)?;
-            member.tally.clear();
+            member.tally.clear(now);
             let fell = if finding.is_statistical() {
                 now.as_nanos().max(1)
             } else {

@@ -61,7 +61,7 @@ impl Fleet {
             let outcome = if fails { REMOTE } else { SUCCESS };
             self.hosts[host]
                 .0
-                .record(&by_share(), outcome, Kind::ServerError, now);
+                .record(&by_share(), outcome, Kind::ServerError, now, now);
         }
     }
 
@@ -93,7 +93,7 @@ fn findings_of(outcomes: &[(Outcome, Kind)], settings: &Settings) -> Vec<Option<
     outcomes
         .iter()
         .map(|&(outcome, kind)| {
-            let finding = tally.record(settings, outcome, kind, at(1));
+            let finding = tally.record(settings, outcome, kind, at(1), at(1));
             finding.map(|finding| finding.detector())
         })
         .collect()
@@ -145,12 +145,12 @@ fn ignored_attempts_leave_no_trace_and_pushback_counts_for_the_share() {
     let settings = Settings::default();
     let tally = Tally::new(settings.window);
     for _ in 0..2 {
-        tally.record(&settings, LOCAL, Kind::Other, at(1));
+        tally.record(&settings, LOCAL, Kind::Other, at(1), at(1));
     }
-    tally.record(&settings, Outcome::Ignored, Kind::Other, at(1));
+    tally.record(&settings, Outcome::Ignored, Kind::Other, at(1), at(1));
     assert_eq!(tally.counts(at(1)).total, 2);
     assert_eq!(tally.rows().local, 2);
-    tally.record(&settings, Outcome::Pushback(None), Kind::Other, at(1));
+    tally.record(&settings, Outcome::Pushback(None), Kind::Other, at(1), at(1));
     assert_eq!(tally.rows(), Rows::default());
     assert_eq!(tally.counts(at(1)).failed, 3);
 }
@@ -160,7 +160,11 @@ fn who_refuses_is_out_at_once() {
     let settings = Settings::default();
     let mut fleet = Fleet::new(3);
     let finding = (0..3)
-        .filter_map(|_| fleet.hosts[1].0.record(&settings, LOCAL, Kind::Other, at(5)))
+        .filter_map(|_| {
+            fleet.hosts[1]
+                .0
+                .record(&settings, LOCAL, Kind::Other, at(5), at(5))
+        })
         .next();
     assert_eq!(
         finding,
@@ -180,6 +184,57 @@ fn who_refuses_is_out_at_once() {
         "late results"
     );
     assert_eq!(fleet.out(), [1]);
+}
+
+#[test]
+fn attempts_from_before_the_last_return_say_nothing() {
+    let settings = Settings::default();
+    let tally = Tally::new(settings.window);
+    let late = |began, now| tally.record(&settings, LOCAL, Kind::Other, at(began), at(now));
+    assert_eq!([late(1, 100), late(2, 200)], [None, None]);
+    tally.clear(at(5_000));
+    // It hung, was ejected, came back, and now the deadlines of that time pass.
+    assert!((0..10).all(|_| late(4_999, 6_000).is_none()));
+    assert_eq!(tally.counts(at(6_000)), Counts::default());
+    assert_eq!([late(5_000, 6_000), late(5_001, 6_000)], [None, None]);
+    assert!(late(5_002, 6_000).is_some(), "those from after it count");
+    let after = Tally::after(Some(&tally), &settings);
+    assert!(
+        after
+            .record(&settings, SUCCESS, Kind::Other, at(4_999), at(7_000))
+            .is_none()
+    );
+    assert_eq!(
+        after.counts(at(7_000)).total,
+        0,
+        "a reload does not forget when that was"
+    );
+}
+
+#[test]
+fn a_row_is_forgotten_with_its_window() {
+    let settings = Settings {
+        max_ejection_percent: 0.1,
+        ..Settings::default()
+    };
+    let mut fleet = Fleet::new(3);
+    for host in [0, 1] {
+        for _ in 0..3 {
+            fleet.hosts[host]
+                .0
+                .record(&settings, LOCAL, Kind::Other, at(5), at(5));
+        }
+    }
+    fleet.sweep(&settings, at(10));
+    assert_eq!(fleet.out().len(), 1, "the cap keeps the other");
+    let (out, kept) = match fleet.out()[0] {
+        0 => (0, 1),
+        _ => (1, 0),
+    };
+    // Nobody asks the one that was kept; a minute later there is room under the cap.
+    assert!(fleet.hosts[out].1.pardon(at(60_000)));
+    fleet.sweep(&settings, at(61_000));
+    assert!(!fleet.hosts[kept].1.is_out(), "what it did a minute ago is over");
 }
 
 #[test]
@@ -311,7 +366,7 @@ fn scenario_13_hard_failures_are_ejected_up_to_the_cap() {
         for _ in 0..3 {
             if fleet.hosts[host]
                 .0
-                .record(&settings, LOCAL, Kind::Other, at(5))
+                .record(&settings, LOCAL, Kind::Other, at(5), at(5))
                 .is_some()
             {
                 let verdict = fleet.strike(&settings, host, Score::WELL, at(5)).expect("news");
@@ -346,7 +401,9 @@ fn scenario_14_the_table_of_allowed_ejections() {
         let mut fleet = Fleet::new(size);
         for host in 0..size {
             for _ in 0..3 {
-                fleet.hosts[host].0.record(&settings, LOCAL, Kind::Other, at(5));
+                fleet.hosts[host]
+                    .0
+                    .record(&settings, LOCAL, Kind::Other, at(5), at(5));
             }
             fleet.strike(&settings, host, Score::WELL, at(5));
         }
@@ -364,7 +421,9 @@ fn scenario_14_what_others_took_out_counts_as_missing() {
     let mut fleet = Fleet::new(3);
     fleet.available = vec![true, false, false];
     for _ in 0..3 {
-        fleet.hosts[0].0.record(&settings, LOCAL, Kind::Other, at(5));
+        fleet.hosts[0]
+            .0
+            .record(&settings, LOCAL, Kind::Other, at(5), at(5));
     }
     let verdict = fleet.strike(&settings, 0, Score::WELL, at(5)).expect("news");
     assert_eq!(verdict.ruling, Ruling::Withheld(Withheld::LastAvailable));
@@ -478,14 +537,18 @@ fn scenario_15_an_unwell_proxy_is_patient_and_ejects_nobody() {
     let settings = Settings::default();
     let mut fleet = Fleet::new(3);
     for _ in 0..3 {
-        fleet.hosts[0].0.record(&settings, LOCAL, Kind::Other, at(5));
+        fleet.hosts[0]
+            .0
+            .record(&settings, LOCAL, Kind::Other, at(5), at(5));
     }
     assert!(
         fleet.strike(&settings, 0, Score::new(2), at(5)).is_none(),
         "six are needed"
     );
     for _ in 0..30 {
-        fleet.hosts[0].0.record(&settings, LOCAL, Kind::Other, at(6));
+        fleet.hosts[0]
+            .0
+            .record(&settings, LOCAL, Kind::Other, at(6), at(6));
     }
     let verdict = fleet
         .strike(&settings, 0, Score::SUSPENDING, at(6))
@@ -550,7 +613,7 @@ fn a_changed_window_keeps_the_rows() {
     let settings = Settings::default();
     let tally = Tally::new(settings.window);
     for _ in 0..2 {
-        tally.record(&settings, LOCAL, Kind::Other, at(1));
+        tally.record(&settings, LOCAL, Kind::Other, at(1), at(1));
     }
     let shorter = Settings {
         window: Duration::from_secs(10),
@@ -559,7 +622,7 @@ fn a_changed_window_keeps_the_rows() {
     assert!(tally.fits(&settings) && !tally.fits(&shorter));
     let tally = Tally::after(Some(&tally), &shorter);
     assert!(tally.fits(&shorter));
-    assert!(tally.record(&shorter, LOCAL, Kind::Other, at(2)).is_some());
+    assert!(tally.record(&shorter, LOCAL, Kind::Other, at(2), at(2)).is_some());
 }
 
 #[test]
@@ -596,7 +659,7 @@ proptest! {
             match what {
                 0..=2 => {
                     for _ in 0..3 {
-                        if fleet.hosts[host].0.record(&settings, LOCAL, Kind::Other, now).is_some() {
+                        if fleet.hosts[host].0.record(&settings, LOCAL, Kind::Other, now, now).is_some() {
                             let before = fleet.out();
                             let available = fleet.members().iter().filter(|m| m.is_available()).count();
                             let verdict = fleet.strike(&settings, host, Score::WELL, now);
@@ -636,7 +699,7 @@ proptest! {
                 Outcome::Ignored => {}
                 _ => (gateway, local) = (0, 0),
             }
-            tally.record(&settings, outcome, kind, at(1));
+            tally.record(&settings, outcome, kind, at(1), at(1));
             prop_assert_eq!((tally.rows().gateway, tally.rows().local), (gateway, local));
         }
     }
@@ -654,7 +717,7 @@ fn scenario_45_workers_count_together_and_one_of_them_is_told() {
             .map(|_| {
                 scope.spawn(|| {
                     (0..5_000)
-                        .filter_map(|_| tally.record(&settings, LOCAL, Kind::Other, at(1)))
+                        .filter_map(|_| tally.record(&settings, LOCAL, Kind::Other, at(1), at(1)))
                         .count()
                 })
             })
@@ -686,7 +749,7 @@ fn scenario_45_racing_workers_respect_the_cap() {
                     for _ in 0..3 {
                         if fleet.hosts[host]
                             .0
-                            .record(&settings, LOCAL, Kind::Other, at(5))
+                            .record(&settings, LOCAL, Kind::Other, at(5), at(5))
                             .is_some()
                         {
                             let members = fleet.members();
