@@ -9,6 +9,11 @@
 //! An active check may take the probe instead of a request, and should where there is no traffic. It proves no more than
 //! it asks: after failures of requests that a check does not see, a request is the better probe.
 //!
+//! *Rehearsals.* A time out that doubles is right for who keeps failing and long for who has recovered, and every failed
+//! probe costs somebody a request. So while an endpoint is out, copies of requests that anybody may repeat are sent to it,
+//! a few a second, and nobody waits for them: [`Ejection::rehearse`] gives the right to one. [`REHEARSALS`] good ones in
+//! a row bring the probe forward; they do not replace it. What fails now and then fails among so many.
+//!
 //! An endpoint whose probe is due must stay visible to the picker, and should be preferred once: nothing else brings it
 //! back. [`Ejection::standing`] says so with one load for the usual case.
 //!
@@ -24,7 +29,7 @@ use crate::dice::Dice;
 use crate::mode::Mode;
 use crate::moment::Moment;
 use crate::outcome::Outcome;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// How long an endpoint stays out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,6 +81,10 @@ pub struct Ejection {
     word: AtomicU64,
     /// Until when the running probe holds its slot, in nanoseconds; 0 or past when it is free.
     probe: AtomicU64,
+    /// When the next rehearsal may begin, in nanoseconds.
+    rehearsal: AtomicU64,
+    /// Good rehearsals in a row.
+    rehearsed: AtomicU32,
     /// Held while `word` changes.
     history: Mutex<History>,
 }
@@ -167,6 +176,8 @@ impl Ejection {
         Self {
             word: AtomicU64::new(IN),
             probe: AtomicU64::new(0),
+            rehearsal: AtomicU64::new(0),
+            rehearsed: AtomicU32::new(0),
             history: Mutex::new(History::default()),
         }
     }
@@ -235,6 +246,52 @@ impl Ejection {
             word,
             deadline,
         })
+    }
+
+    /// Whether a copy of a request may be sent to it now: it is out, its time is not over, and the last one is a while ago.
+    /// Exactly one of those who ask at a time is told so.
+    #[must_use]
+    pub fn rehearse(&self, now: Moment) -> bool {
+        if self.standing(now) != Standing::Out {
+            return false;
+        }
+        // Ordering: Relaxed; the exchange only decides who goes.
+        let due = self.rehearsal.load(Ordering::Relaxed);
+        now.as_nanos() >= due
+            && self
+                .rehearsal
+                .compare_exchange(
+                    due,
+                    now.plus(REHEARSE_AFTER).as_nanos(),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+
+    /// A rehearsal went well, or did not. True if it was the last one needed: the probe is due.
+    pub fn rehearsed(&self, well: bool, now: Moment) -> bool {
+        // Ordering: Relaxed; a count of its own. One that belongs to an earlier time out counts for this one: it began
+        // less than a request ago.
+        if !well {
+            self.rehearsed.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let before = self.rehearsed.fetch_add(1, Ordering::Relaxed);
+        before + 1 >= REHEARSALS && self.invite(now)
+    }
+
+    /// Somebody has reason to believe that it works again: its probe is due at once. True if it was not.
+    pub fn invite(&self, now: Moment) -> bool {
+        let _history = self.lock();
+        // Ordering: Relaxed, as in `put_out`.
+        let word = self.word.load(Ordering::Relaxed);
+        let invites = word != IN && !is_shadow(word) && end_of(word) > now;
+        if invites {
+            self.word.store(pack(now, Mode::Enforce), Ordering::Relaxed);
+            self.rehearsed.store(0, Ordering::Relaxed);
+        }
+        invites
     }
 
     /// Takes it back whatever its state, and forgets: an operator said so, or the policy was switched off.
@@ -310,6 +367,7 @@ impl Ejection {
         let word = pack(now.plus(delay), mode);
         // Ordering: Relaxed; writers are ordered by the lock, readers may be late.
         self.probe.store(0, Ordering::Relaxed);
+        self.rehearsed.store(0, Ordering::Relaxed);
         self.word.store(word, Ordering::Relaxed);
         Ejected {
             nth: history.nth,
@@ -328,6 +386,13 @@ impl Ejection {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Good rehearsals in a row that bring the probe forward: of an endpoint that fails three of ten, one such row in
+/// seventeen.
+pub const REHEARSALS: u32 = 8;
+
+/// The time from one rehearsal to the next.
+pub const REHEARSE_AFTER: Duration = Duration::from_millis(200);
 
 impl Probe {
     /// The request ended. Pushback keeps the endpoint out, at least as long as it asked for.
@@ -433,6 +498,56 @@ mod tests {
         ejection
             .eject(&plain(), Mode::Enforce, now, &mut Dice::new(1))
             .expect("it was in service")
+    }
+
+    #[test]
+    fn good_rehearsals_in_a_row_bring_the_probe_forward_and_replace_it_not() {
+        let ejection = Arc::new(Ejection::new());
+        assert!(!ejection.rehearse(at(0)), "it is in service");
+        out(&ejection, at(0));
+        let mut now = 0;
+        let mut rehearse = |well: bool| {
+            now += 200;
+            assert!(ejection.rehearse(at(now)));
+            assert!(!ejection.rehearse(at(now + 100)), "the next one has to wait");
+            (ejection.rehearsed(well, at(now)), ejection.standing(at(now)))
+        };
+        for _ in 1..REHEARSALS {
+            assert_eq!(rehearse(true), (false, Standing::Out));
+        }
+        assert_eq!(
+            rehearse(false),
+            (false, Standing::Out),
+            "one that fails begins the row anew"
+        );
+        for _ in 1..REHEARSALS {
+            assert_eq!(rehearse(true), (false, Standing::Out));
+        }
+        assert_eq!(rehearse(true), (true, Standing::Due));
+        assert!(!ejection.rehearse(at(now + 300)), "what is due is no rehearsal");
+        let probe = ejection.try_probe(&plain(), at(now + 300)).unwrap();
+        let again = probe.judge(&plain(), FAILURE, at(now + 300), &mut Dice::new(1));
+        assert!(
+            matches!(again, Conclusion::Again(Ejected { nth: 2, .. })),
+            "{again:?}"
+        );
+        assert!(
+            !ejection.rehearsed(true, at(now + 301)),
+            "the row is over with the time out"
+        );
+    }
+
+    #[test]
+    fn an_invitation_is_for_those_who_are_really_out() {
+        let ejection = Arc::new(Ejection::new());
+        assert!(!ejection.invite(at(0)));
+        out(&ejection, at(0));
+        assert!(ejection.invite(at(10)));
+        assert_eq!(ejection.standing(at(10)), Standing::Due);
+        assert!(!ejection.invite(at(11)), "it is due already");
+        let shown = Ejection::new();
+        shown.eject(&plain(), Mode::Observe, at(0), &mut Dice::new(1));
+        assert!(!shown.invite(at(1)), "out for show");
     }
 
     #[test]

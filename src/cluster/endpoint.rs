@@ -117,6 +117,8 @@ impl EndpointState {
     pub fn set_healthy(&self, healthy: bool, now: Moment) {
         let was_failed = self.failed.swap(!healthy, Ordering::Relaxed);
         if healthy && was_failed {
+            // Whatever it was ejected for, it is another process now.
+            self.ejection.invite(now);
             self.came_back(now);
         }
     }

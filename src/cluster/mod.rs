@@ -74,6 +74,8 @@ pub struct Settings {
     pub slow_start: Option<Duration>,
     /// Who is ejected, and for how long; none when off.
     pub outlier: Option<outlier::Settings>,
+    /// Whether copies of requests find out early that who is ejected works again.
+    pub rehearsals: bool,
     /// How many retries the cluster can bear; none means any number.
     pub retry_budget: Option<budget::Settings>,
     /// What hashing policies hash.

@@ -65,6 +65,34 @@ impl Cluster {
         })
     }
 
+    /// An endpoint that is out, and to which a copy of a request may be sent to find out whether it works again.
+    pub fn rehearsal(&self, now: Moment) -> Option<usize> {
+        // Ordering: Relaxed; a hint that the sweep sets right.
+        if !self.settings.rehearsals || !self.state.any_out.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.endpoints.iter().position(|endpoint| {
+            let usable = endpoint.weight > 0 && endpoint.state.is_available();
+            usable && endpoint.state.ejection.rehearse(now)
+        })
+    }
+
+    /// What came of it; `took` is the time to the head of the answer.
+    pub fn rehearsed(&self, index: usize, well: bool, took: Duration, witness: Witness<'_>) {
+        let endpoint = &self.endpoints[index];
+        let well = well && !endpoint.state.is_still_slow(took);
+        if endpoint.state.ejection.rehearsed(well, witness.now) {
+            self.tell(
+                index,
+                "ejected",
+                "probe_due",
+                "rehearsed",
+                "copies of requests went well",
+                witness,
+            );
+        }
+    }
+
     /// An attempt that `began` then is over, with all of its body.
     pub fn attempted(
         &self,

@@ -46,6 +46,7 @@ pub(super) fn settings() -> Settings {
         max_in_flight_per_endpoint: None,
         slow_start: None,
         outlier: None,
+        rehearsals: false,
         retry_budget: None,
         hash_on: Vec::new(),
     }

@@ -146,6 +146,11 @@ impl Replay {
         })
     }
 
+    /// Whether there is no content.
+    pub fn is_empty(&self) -> bool {
+        self.source.is_none()
+    }
+
     /// Whether everything has arrived and is kept, so that several attempts may send it at once.
     pub fn is_complete(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {

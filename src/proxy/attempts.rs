@@ -18,7 +18,7 @@ use super::body::{Body, Streaming};
 use super::cx::RequestCx;
 use super::enter::Entered;
 use super::hedge::{self, Hedged};
-use super::{Interim, View, upgrade};
+use super::{Interim, View, copy, upgrade};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, NoPick, Picked, Tried, Wish};
 use crate::message::forwarded::{Added, Trust};
@@ -284,6 +284,9 @@ pub(super) async fn attempts(
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
                 if !cx.is_probe() {
                     mirror(view, cx, route, &sendable);
+                    if method == Method::GET && sendable.upgrade.is_none() && cx.replay.is_empty() {
+                        copy::rehearse(cx, route, cluster, &sendable);
+                    }
                 }
                 return Ok(forward(
                     cx,
@@ -829,5 +832,5 @@ fn mirror(view: &View, cx: &RequestCx, route: &Route, sendable: &Sendable<'_>) {
     let (Some(content), Some(cluster)) = (cx.replay.complete(), view.snapshot.cluster(mirror.cluster)) else {
         return;
     };
-    upgrade::mirror(cx, Arc::clone(cluster), sendable, content);
+    copy::mirror(cx, Arc::clone(cluster), sendable, content);
 }

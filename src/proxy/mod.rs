@@ -16,6 +16,7 @@
 mod attempt;
 mod attempts;
 mod body;
+mod copy;
 mod cx;
 mod enter;
 mod hedge;

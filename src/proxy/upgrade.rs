@@ -1,31 +1,19 @@
-//! Exchanges that are not a request and an answer: switches of protocol, and copies for mirrors.
+//! Exchanges that are not a request and an answer: switches of protocol.
 //!
 //! A tunnel opens only after the endpoint has agreed (101 in HTTP/1.1, 200 to an extended CONNECT in HTTP/2); until
 //! then the request is one like any other. WebSocket is carried over between the two protocols (RFC 8441).
 
-use std::future::poll_fn;
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bellwether_core::{Phase, Reason};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, response};
 
 use super::Worker;
 use super::attempt::{AttemptGuard, Sendable};
 use super::body::Body;
 use super::cx::RequestCx;
-use crate::cluster::exchange::{Answer, Checkout, Exchange, Outgoing};
-use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked, Tried, Wish};
-use crate::message::replay::Upload;
+use crate::cluster::exchange::{Exchange, Outgoing};
 use crate::wire::{Reply, Tunnel, tunnel};
-
-/// A mirror that has not answered by then is given up.
-const MIRROR_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a mirror's answer may have, to keep its connection; it is not looked at.
-const MIRROR_BYTES: u64 = 1024 * 1024;
 
 /// An upgrade that changes its form between client and endpoint.
 #[derive(Debug)]
@@ -145,61 +133,6 @@ pub(super) fn reply(
         tunnel: Some(start),
         idle,
     }
-}
-
-/// Sends a copy of a request on a task of its own; nothing is learned from it and nobody waits for it.
-pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<'_>, content: Bytes) {
-    let worker = std::rc::Rc::clone(&cx.worker);
-    let (method, target) = (sendable.method.clone(), sendable.target.to_owned());
-    let (headers, added) = (sendable.headers.clone(), sendable.added.to_vec());
-    tokio::task::spawn_local(async move {
-        let Some(_seat) = cluster.seat() else { return };
-        let now = worker.tools.wheel.now();
-        let picked = cluster.pick(
-            &Tried::new(),
-            Wish::default(),
-            false,
-            now,
-            &mut worker.dice.borrow_mut(),
-        );
-        let Ok(Picked { index, .. }) = picked else { return };
-        let endpoint = &cluster.endpoints[index];
-        let send = async {
-            let checkout = Checkout::open(&worker.pools, &cluster, index, Freshness::Any, None)
-                .await
-                .ok()?;
-            let outgoing = Outgoing {
-                method: &method,
-                target: target.as_bytes(),
-                headers: &headers,
-                added: &added,
-                upgrade: None,
-            };
-            let mut exchange = Exchange::start(checkout, &outgoing, Upload::full(content)).ok()?;
-            while let Answer::Interim(..) = poll_fn(|task| exchange.poll_answer(task)).await.ok()? {}
-            let mut swallowed = 0;
-            while swallowed < MIRROR_BYTES {
-                let Some(frame) = poll_fn(|task| exchange.poll_frame(task)).await else {
-                    break;
-                };
-                swallowed += frame.ok()?.data_ref().map_or(0, |data| data.len() as u64);
-            }
-            Some(())
-        };
-        endpoint.state.load.begin(now);
-        let mut send = std::pin::pin!(send);
-        let timer = worker.tools.wheel.timer();
-        timer.set(now.plus(MIRROR_TIMEOUT));
-        poll_fn(|task| {
-            if send.as_mut().poll(task).is_ready() {
-                return Poll::Ready(());
-            }
-            timer.poll_expired(task)
-        })
-        .await;
-        endpoint.state.load.unheard();
-        endpoint.state.load.end_ignored();
-    });
 }
 
 /// `Sec-WebSocket-Accept` for a key (RFC 6455 §4.2.2).

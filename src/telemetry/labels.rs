@@ -230,6 +230,8 @@ labels! {
         Ratio = "ratio",
         /// The share that fails, against the others.
         Relative = "relative",
+        /// Failures of a short time, against the others.
+        Surge = "surge",
         /// The time it takes, against the others.
         Latency = "latency",
     }
@@ -416,6 +418,7 @@ impl From<&Finding> for Detector {
             Finding::ServerErrors { .. } => Self::ServerErrors,
             Finding::FailureRate { .. } => Self::Ratio,
             Finding::Relative { .. } => Self::Relative,
+            Finding::Surge { .. } => Self::Surge,
             Finding::Latency { .. } => Self::Latency,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::client::{Client, get};
+use crate::support::client::{Client, ask, get};
 use crate::support::eventually_async;
 use crate::support::proxy::{Proxy, proxy, with};
 use crate::support::upstream::Upstream;
@@ -39,7 +39,7 @@ async fn five_gateway_errors_in_a_row_eject_and_one_good_answer_brings_back() {
     let (good, _) = told(200);
     let (bad, status) = told(503);
     let cluster = format!(
-        "{IN_TURN}    outlier_detection: {{ base_ejection_time: 300ms, max_ejection_time: 400ms }}\n"
+        "{IN_TURN}    outlier_detection: {{ rehearsals: false, base_ejection_time: 300ms, max_ejection_time: 400ms }}\n"
     );
     let proxy = proxy(&with(PLAIN, &cluster, &[good.address(), bad.address()])).await;
     let mut client = Client::connect(proxy.web()).await;
@@ -112,7 +112,7 @@ async fn the_last_endpoint_is_never_ejected() {
 async fn who_observes_says_it_and_does_nothing() {
     let (good, _) = told(200);
     let (bad, _) = told(503);
-    let cluster = format!("{IN_TURN}    outlier_detection: {{ mode: observe }}\n");
+    let cluster = format!("{IN_TURN}    outlier_detection: {{ rehearsals: false, mode: observe }}\n");
     let proxy = proxy(&with(PLAIN, &cluster, &[good.address(), bad.address()])).await;
     for _ in 0..20 {
         get(proxy.web(), "/").await;
@@ -137,7 +137,7 @@ async fn off_is_off() {
     assert_eq!(bad.requests(), 10);
 }
 
-/// A share of failures too small for any row, found by the comparison of the control plane.
+/// A share of failures too small for any row, found by comparison.
 #[tokio::test]
 async fn a_share_of_failures_ejects() {
     let (good, _) = told(200);
@@ -153,7 +153,8 @@ async fn a_share_of_failures_ejects() {
             Ok(())
         }
     });
-    let proxy = proxy(&with(PLAIN, IN_TURN, &[good.address(), bad.address()])).await;
+    let cluster = format!("{IN_TURN}    outlier_detection: {{ rehearsals: false }}\n");
+    let proxy = proxy(&with(PLAIN, &cluster, &[good.address(), bad.address()])).await;
     for _ in 0..60 {
         get(proxy.web(), "/").await;
     }
@@ -170,7 +171,8 @@ async fn a_share_of_failures_ejects() {
 async fn scenario_38_an_ejected_endpoint_stays_out_over_a_reload() {
     let (good, _) = told(200);
     let (bad, _) = told(503);
-    let cluster = format!("{IN_TURN}    outlier_detection: {{ base_ejection_time: 60s }}\n");
+    let cluster =
+        format!("{IN_TURN}    outlier_detection: {{ rehearsals: false, base_ejection_time: 60s }}\n");
     let config = with(PLAIN, &cluster, &[good.address(), bad.address()]);
     let proxy = proxy(&config).await;
     eventually_async("it is out", || async {
@@ -184,6 +186,67 @@ async fn scenario_38_an_ejected_endpoint_stays_out_over_a_reload() {
         .await;
     for _ in 0..10 {
         assert_eq!(get(proxy.web(), "/").await.status, 200);
+    }
+    assert_eq!(bad.requests(), before);
+}
+
+#[tokio::test]
+async fn copies_of_requests_find_out_early_that_an_endpoint_works_again() {
+    let (good, _) = told(200);
+    let (bad, status) = told(500);
+    // Its own time would last far longer than any test.
+    let of = |rehearsals: bool| {
+        format!("{IN_TURN}    outlier_detection: {{ base_ejection_time: 100s, rehearsals: {rehearsals} }}\n")
+    };
+    let proxy = proxy(&with(PLAIN, &of(true), &[good.address(), bad.address()])).await;
+    let mut client = Client::connect(proxy.web()).await;
+    let mut failed = 0;
+    while ejected(&proxy).await == 0.0 {
+        failed += usize::from(client.get("/").await.status == 500);
+        assert!(failed <= 5, "a surge of five");
+    }
+    // As long as it fails, copies do, and nobody notices.
+    let before = bad.requests();
+    eventually_async("it was rehearsed", || async {
+        assert_eq!(get(proxy.web(), "/").await.status, 200);
+        assert_eq!(ask(proxy.web(), "POST", "/", "", b"x").await.status, 200);
+        bad.requests() >= before + 3
+    })
+    .await;
+    assert!(
+        bad.received()[before..]
+            .iter()
+            .all(|request| request.method == "GET"),
+        "writes are not copied"
+    );
+    status.store(200, Ordering::SeqCst);
+    eventually_async("it is back", || async {
+        assert_eq!(get(proxy.web(), "/").await.status, 200);
+        ejected(&proxy).await == 0.0
+    })
+    .await;
+    let events = proxy
+        .admin_get("/api/v1/events?kind=ejection")
+        .await
+        .json()
+        .to_string();
+    assert!(
+        events.contains("surge") && events.contains("rehearsed"),
+        "{events}"
+    );
+
+    // Without them it stays out.
+    status.store(500, Ordering::SeqCst);
+    proxy
+        .reload(&with(PLAIN, &of(false), &[good.address(), bad.address()]))
+        .await;
+    while ejected(&proxy).await == 0.0 {
+        client.get("/").await;
+    }
+    status.store(200, Ordering::SeqCst);
+    let before = bad.requests();
+    for _ in 0..100 {
+        assert_eq!(client.get("/").await.status, 200);
     }
     assert_eq!(bad.requests(), before);
 }

@@ -9,7 +9,11 @@
 //! cut short), optionally any 5xx. Success of any kind ends a row; a failure of another kind does not, or an endpoint that
 //! alternates between refusing and 503 would live for ever. *By share*: `failure_rate` of the last window, absolute; and
 //! [`Relative`], against the pooled others, which finds one host at 5 % among hosts at 0 % and needs three hosts, where a
-//! test by standard deviations needs five and is blind beyond a fifth of them. *By latency*: the p90 against the median of
+//! test by standard deviations needs five and is blind beyond a fifth of them. *By surge*: shares are of the whole window,
+//! so a good past hides a bad present for seconds. A running sum (CUSUM; Page 1954) grows with each failure, by how much
+//! more likely it is for an endpoint that fails a quarter of the time than for the others, and shrinks with each success:
+//! five failures in a row are enough, and what fails no more often than elsewhere gets there once in ten million. *By
+//! latency*: the p90 against the median of
 //! the others.
 //!
 //! What must stay true, whatever the evidence:
@@ -167,6 +171,15 @@ pub enum Finding {
         /// How probable so many failures would be elsewhere.
         probability: f64,
     },
+    /// More failures, in a short time, than the others explain.
+    Surge {
+        /// Failed attempts of the window.
+        failed: u32,
+        /// All attempts of the window.
+        total: u32,
+        /// The share that fails elsewhere.
+        others: f64,
+    },
     /// Slower than the others.
     Latency {
         /// Its 90th percentile.
@@ -190,6 +203,7 @@ impl Finding {
             Self::ServerErrors { .. } => "consecutive_5xx",
             Self::FailureRate { .. } => "ratio",
             Self::Relative { .. } => "relative",
+            Self::Surge { .. } => "surge",
             Self::Latency { .. } => "latency",
         }
     }
@@ -198,7 +212,9 @@ impl Finding {
     const fn is_statistical(&self) -> bool {
         match self {
             Self::GatewayErrors { .. } | Self::LocalErrors { .. } | Self::ServerErrors { .. } => false,
-            Self::FailureRate { .. } | Self::Relative { .. } | Self::Latency { .. } => true,
+            Self::FailureRate { .. } | Self::Relative { .. } | Self::Surge { .. } | Self::Latency { .. } => {
+                true
+            }
         }
     }
 
@@ -208,9 +224,9 @@ impl Finding {
             Self::GatewayErrors { count, .. }
             | Self::LocalErrors { count, .. }
             | Self::ServerErrors { count, .. } => 1.0 + f64::from(count),
-            Self::FailureRate { failed, total, .. } | Self::Relative { failed, total, .. } => {
-                f64::from(failed) / f64::from(total)
-            }
+            Self::FailureRate { failed, total, .. }
+            | Self::Relative { failed, total, .. }
+            | Self::Surge { failed, total, .. } => f64::from(failed) / f64::from(total.max(1)),
             Self::Latency { p90, others, .. } => -others.as_secs_f64() / p90.as_secs_f64(),
         }
     }
@@ -247,6 +263,15 @@ impl fmt::Display for Finding {
                 "{failed} of {total} attempts failed, elsewhere {:.2} %",
                 others * 100.0
             ),
+            Self::Surge {
+                failed,
+                total,
+                others,
+            } => write!(
+                f,
+                "a surge: {failed} of {total} attempts failed, elsewhere {:.2} %",
+                others * 100.0
+            ),
             Self::Latency {
                 p90, others, factor, ..
             } => write!(
@@ -266,6 +291,7 @@ impl fmt::Display for Finding {
 pub struct Tally {
     /// Three counts of 21 bits: gateway errors, local errors, 5xx in a row.
     rows: AtomicU64,
+    surge: Surge,
     window: Window,
     /// When it was last cleared, in nanoseconds: attempts that began before say nothing about the time since.
     since: AtomicU64,
@@ -281,6 +307,7 @@ impl Tally {
     pub fn new(window: Duration) -> Self {
         Self {
             rows: AtomicU64::new(0),
+            surge: Surge::new(),
             window: Window::new(window),
             since: AtomicU64::new(0),
             withheld: AtomicU32::new(0),
@@ -324,7 +351,8 @@ impl Tally {
             Outcome::Failure(_) | Outcome::Pushback(_) => Sample::Failed,
         };
         self.window.record(sample, now);
-        match outcome {
+        let surged = settings.failure_rate.is_some() && self.surge.record(sample == Sample::Failed);
+        let in_a_row = match outcome {
             Outcome::Failure(Origin::Local) => self.lengthen(Rows::with_local, settings),
             Outcome::Failure(Origin::Remote) => match kind {
                 Kind::Gateway => self.lengthen(Rows::with_gateway, settings),
@@ -332,6 +360,16 @@ impl Tally {
                 Kind::Other => self.end_rows(),
             },
             Outcome::Success | Outcome::Slow | Outcome::Pushback(_) | Outcome::Ignored => self.end_rows(),
+        };
+        in_a_row.or_else(|| surged.then(|| self.surge_finding(now)))
+    }
+
+    fn surge_finding(&self, now: Moment) -> Finding {
+        let counts = self.counts(now);
+        Finding::Surge {
+            failed: counts.failed,
+            total: counts.total,
+            others: self.surge.others(),
         }
     }
 
@@ -352,6 +390,7 @@ impl Tally {
         // Ordering: Relaxed; results that arrive meanwhile may count before or after.
         self.since.store(now.as_nanos(), Ordering::Relaxed);
         self.rows.store(0, Ordering::Relaxed);
+        self.surge.clear();
         self.withheld.store(0, Ordering::Relaxed);
         self.window.clear();
     }
@@ -398,6 +437,85 @@ impl Tally {
         fell != 0 && now.since(Moment::from_nanos(fell)) <= length
     }
 }
+
+/// How much more likely the last attempts are for an endpoint that has begun to fail than for the others: a running sum of
+/// logarithms that never falls below zero, in thousandths.
+#[derive(Debug)]
+struct Surge {
+    sum: AtomicU32,
+    /// The share that fails elsewhere, `f32` bits; written by the sweep.
+    others: AtomicU32,
+}
+
+impl Surge {
+    fn new() -> Self {
+        Self {
+            sum: AtomicU32::new(0),
+            others: AtomicU32::new(0),
+        }
+    }
+
+    /// Counts an attempt. True for the one that made the sum too large.
+    fn record(&self, failed: bool) -> bool {
+        // Ordering: Relaxed throughout; lone values. The usual attempt finds nothing to do.
+        let mut before = self.sum.load(Ordering::Relaxed);
+        if before == 0 && !failed {
+            return false;
+        }
+        let others = self.others().max(SURGE_LEAST);
+        let suspect = SURGE_SHARE.max(others * 3.0).min(SURGE_MOST);
+        let step = if failed {
+            (suspect / others).ln()
+        } else {
+            ((1.0 - suspect) / (1.0 - others)).ln()
+        };
+        // Where half of everything fails, nobody is told apart.
+        let step = if suspect > others {
+            (step * 1000.0) as i64
+        } else {
+            -1000
+        };
+        loop {
+            let after = (i64::from(before) + step).clamp(0, i64::from(SURGE_LIMIT)) as u32;
+            match self
+                .sum
+                .compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return before < SURGE_LIMIT && after == SURGE_LIMIT,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    fn others(&self) -> f64 {
+        f64::from(f32::from_bits(self.others.load(Ordering::Relaxed)))
+    }
+
+    fn compare_with(&self, others: f64) {
+        self.others.store((others as f32).to_bits(), Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.sum.load(Ordering::Relaxed) >= SURGE_LIMIT
+    }
+
+    /// Whether it is on its way.
+    fn is_rising(&self) -> bool {
+        self.sum.load(Ordering::Relaxed) >= SURGE_LIMIT / 3
+    }
+
+    fn clear(&self) {
+        self.sum.store(0, Ordering::Relaxed);
+    }
+}
+
+/// An endpoint that fails so often has begun to fail.
+const SURGE_SHARE: f64 = 0.25;
+const SURGE_MOST: f64 = 0.9;
+/// The others are taken to fail at least this often: one failure in a hundred is everyday life.
+const SURGE_LEAST: f64 = 0.01;
+/// The logarithm of ten million, in thousandths, a little less: five failures in a row where one in a hundred is usual.
+const SURGE_LIMIT: u32 = 16_000;
 
 /// Failures in a row, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -661,8 +779,25 @@ impl Referee {
             return None;
         }
         // Not the finding of `record`: a success may have ended the row, and an unwell proxy is more patient.
-        let finding = member.tally.rows().finding(settings, score)?;
-        rule(settings, members, index, finding, Ok(()), score, now, dice)
+        if let Some(finding) = member.tally.rows().finding(settings, score) {
+            return rule(settings, members, index, finding, Ok(()), score, now, dice);
+        }
+        if settings.failure_rate.is_none() || !member.tally.surge.is_over() {
+            return None;
+        }
+        // What several see at once is in the requests, or in all of them.
+        let is_alone = members
+            .iter()
+            .enumerate()
+            .filter(|(other, member)| *other != index && !member.ejection.is_out())
+            .all(|(_, other)| other.group != member.group || !other.tally.surge.is_rising());
+        let objection = if is_alone {
+            Ok(())
+        } else {
+            Err(Withheld::Correlated)
+        };
+        let finding = member.tally.surge_finding(now);
+        rule(settings, members, index, finding, objection, score, now, dice)
     }
 
     /// Decides about everybody. To be called about once a second.
@@ -767,6 +902,15 @@ fn findings(settings: &Settings, members: &[Member<'_>], score: Score, now: Mome
         })
         .collect();
     let pools = pools(settings, members, &counts, &views);
+    for (member, own) in members.iter().zip(&counts) {
+        if let (Some(own), Some(pool)) = (own, pools.iter().find(|pool| pool.group == member.group)) {
+            let is_in_it = settings
+                .relative
+                .is_some_and(|test| own.total >= test.min_requests);
+            let own = if is_in_it { *own } else { Counts::default() };
+            member.tally.surge.compare_with(pool.failed_elsewhere(own));
+        }
+    }
     let mut found = Vec::new();
     for (index, member) in members.iter().enumerate() {
         let Some(own) = counts[index] else { continue };
@@ -805,8 +949,7 @@ fn relative(settings: &Settings, pool: &Pool, own: Counts) -> Option<Finding> {
         return None;
     }
     // The pool holds this one too: it has enough requests.
-    let total = pool.total.saturating_sub(u64::from(own.total));
-    let others = pool.failed.saturating_sub(u64::from(own.failed)) as f64 / total.max(1) as f64;
+    let others = pool.failed_elsewhere(own);
     if own.failure_rate() - others < test.min_gap {
         return None;
     }
@@ -851,6 +994,14 @@ struct Pool {
     total: u64,
     /// Sorted.
     p90: Vec<Duration>,
+}
+
+impl Pool {
+    /// The share that fails at the others, of one that is in the pool if it has requests enough.
+    fn failed_elsewhere(&self, own: Counts) -> f64 {
+        let total = self.total.saturating_sub(u64::from(own.total));
+        self.failed.saturating_sub(u64::from(own.failed)) as f64 / total.max(1) as f64
+    }
 }
 
 fn pools(

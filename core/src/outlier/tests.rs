@@ -108,7 +108,10 @@ fn the_fifth_gateway_error_in_a_row_is_told_once() {
 
 #[test]
 fn rows_of_two_kinds_do_not_end_each_other_and_any_good_answer_ends_both() {
-    let settings = Settings::default();
+    let settings = Settings {
+        failure_rate: None,
+        ..Settings::default()
+    };
     let alternating = [(LOCAL, Kind::Other), (REMOTE, Kind::Gateway)].repeat(3);
     let found = findings_of(&alternating, &settings);
     assert_eq!(found[4], Some("consecutive_local"));
@@ -448,6 +451,79 @@ fn the_cap_is_spent_on_the_worst() {
     assert_eq!((order, fleet.out()), (vec![7, 2], vec![2, 7]));
 }
 
+/// Attempts until a surge is told of, of a host that fails with this probability after a long good past; none within
+/// `most`.
+fn surges_after(fails: f64, elsewhere: f64, most: u32, seed: u64) -> Option<u32> {
+    let (tally, mut dice) = (Tally::new(Settings::default().window), Dice::new(seed));
+    tally.surge.compare_with(elsewhere);
+    for _ in 0..2400 {
+        tally.record(&by_share(), SUCCESS, Kind::Other, at(1), at(1));
+    }
+    (1..=most).find(|_| {
+        let outcome = if dice.chance(fails) { REMOTE } else { SUCCESS };
+        let found = tally.record(&by_share(), outcome, Kind::ServerError, at(2), at(2));
+        found.is_some_and(|finding| finding.detector() == "surge")
+    })
+}
+
+#[test]
+fn a_surge_is_seen_at_once_however_good_the_past_was() {
+    assert_eq!(surges_after(1.0, 0.0, 10, 1), Some(5), "five in a row");
+    let mut lengths: Vec<u32> = (0..99)
+        .filter_map(|seed| surges_after(0.3, 0.0, 500, seed))
+        .collect();
+    lengths.sort_unstable();
+    assert_eq!(lengths.len(), 99, "three in ten are always found");
+    assert!(lengths[49] < 30, "{}", lengths[49]);
+}
+
+#[test]
+fn what_fails_as_often_as_elsewhere_is_no_surge() {
+    for (fails, elsewhere) in [(0.001, 0.0), (0.01, 0.0), (0.05, 0.05), (0.2, 0.2)] {
+        for seed in 0..10 {
+            let found = surges_after(fails, elsewhere, 100_000, seed);
+            assert_eq!(found, None, "{fails} of all, {elsewhere} elsewhere");
+        }
+    }
+}
+
+#[test]
+fn a_surge_ejects_one_and_not_those_who_fail_together() {
+    let settings = Settings::default();
+    let fail = |fleet: &Fleet, host: usize, times: u32| {
+        (0..times)
+            .filter_map(|_| {
+                let tally = &fleet.hosts[host].0;
+                tally.record(&settings, REMOTE, Kind::ServerError, at(5), at(5))
+            })
+            .count()
+    };
+    let mut fleet = Fleet::new(3);
+    assert_eq!(fail(&fleet, 0, 5), 1);
+    let verdict = fleet.strike(&settings, 0, Score::WELL, at(5)).unwrap();
+    assert_eq!(
+        (verdict.finding.to_string().as_str(), fleet.out()),
+        ("a surge: 5 of 5 attempts failed, elsewhere 0.00 %", vec![0])
+    );
+
+    let mut fleet = Fleet::new(3);
+    assert_eq!(fail(&fleet, 1, 3), 0);
+    assert_eq!(fail(&fleet, 0, 5), 1);
+    let verdict = fleet.strike(&settings, 0, Score::WELL, at(5)).unwrap();
+    assert_eq!(verdict.ruling, Ruling::Withheld(Withheld::Correlated));
+    assert!(fleet.out().is_empty(), "another one has begun to fail too");
+
+    let off = Settings {
+        failure_rate: None,
+        ..settings
+    };
+    let fleet = Fleet::new(3);
+    for _ in 0..20 {
+        let tally = &fleet.hosts[0].0;
+        assert_eq!(tally.record(&off, REMOTE, Kind::ServerError, at(5), at(5)), None);
+    }
+}
+
 /// Of each of three hosts: so many milliseconds, so often.
 type Times<'a> = [&'a [(u64, u32)]; 3];
 
@@ -709,6 +785,7 @@ proptest! {
 fn scenario_45_workers_count_together_and_one_of_them_is_told() {
     let settings = Settings {
         consecutive_local_errors: NonZeroU32::new(10_000),
+        failure_rate: None,
         ..Settings::default()
     };
     let tally = Tally::new(settings.window);

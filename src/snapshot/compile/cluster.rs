@@ -122,6 +122,11 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
         outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
+        rehearsals: cluster
+            .outlier_detection
+            .value
+            .as_ref()
+            .is_some_and(|written| written.rehearsals.value),
         retry_budget: cluster
             .retry_budget
             .value
