@@ -129,12 +129,12 @@ class Errors(Told):
 
 class Gray(Told):
     key, title, group = "gray", "gray: all answers 500, checks green", "application"
-    factor = 5 / 3
+    factor = 2.0
 
 
 class Gray503(Told):
     key, title, group = "gray503", "gray: all answers 503, checks green", "application"
-    factor = 5 / 3
+    factor = 2.0
 
 
 class Moved(Fault):

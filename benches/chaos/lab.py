@@ -143,8 +143,8 @@ class Lab:
             await asyncio.sleep(0.05)
 
     def stop(self):
-        if self.proxy:
-            self.proxy.stop()
+        if self.proxy and self.proxy.process:
+            self.proxy.process.kill()
         for upstream in self.upstreams.values():
             upstream.process.kill()
         if self.network:

@@ -46,10 +46,6 @@ class Proxy:
         self.path.write_text(self.config())
         self.process = Process(self.command(), self.directory / "log")
 
-    def stop(self):
-        if self.process:
-            self.process.stop()
-
     def evidence(self):
         """What the proxy itself says has happened."""
         return {}
@@ -69,10 +65,10 @@ class Bellwether(Proxy):
       retry_on: [connect_failure, refused_stream, reset, per_try_timeout, 5xx]"""
     check = "{ path: /healthz, interval: 1s, timeout: 500ms, unhealthy_threshold: 2 }"
     cluster = """
-    connect_timeout: 500ms"""
+    connect_timeout: 500ms
+    outlier_detection: { consecutive_5xx: 5LATENCY }"""
     #: Compares latencies; a version that does not know it yet is run without.
-    latency = """
-    outlier_detection: { latency_factor: 3 }"""
+    latency = ", latency_factor: 3"
 
     def start(self):
         self.path.write_text(self.config())
@@ -83,6 +79,7 @@ class Bellwether(Proxy):
         super().start()
 
     def config(self):
+        cluster = self.cluster.replace("LATENCY", self.latency)
         where = f"discovery: {{ dns: {{ name: {NAME}:{self.upstream_port} }} }}"
         if not self.names:
             where = f"endpoints: {json.dumps(self.addresses)}"
@@ -96,7 +93,7 @@ routes:
 clusters:
   app:
     health_check: {self.check}
-    {where}{self.cluster}{self.latency}
+    {where}{cluster}
 telemetry: {{ access_log: off }}
 admin: {{ address: "127.0.0.1:{self.admin}" }}
 runtime: {{ worker_threads: 1 }}
@@ -125,7 +122,7 @@ class BellwetherDefaults(Bellwether):
 
     name = "bellwether-defaults"
     title = "bellwether, defaults"
-    policy = cluster = latency = ""
+    policy = cluster = ""
     check = "/healthz"
 
 

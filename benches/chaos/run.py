@@ -34,7 +34,7 @@ import tools  # noqa: E402
 SUBJECTS = ["bellwether", "bellwether-defaults"]
 PEERS = ["haproxy", "nginx", "envoy"]
 WARM_UP = 4.0
-RECOVERY = 9.0
+RECOVERY = 8.0
 #: Start, end and patience of a lab, on top of its timeline.
 GRACE = 60.0
 
@@ -67,8 +67,8 @@ def parse():
     parser.add_argument("--compare", action="store_true", help="the peers too: HAProxy, nginx, and Envoy if it can be had")
     parser.add_argument("--proxies", help=f"only these, of: {' '.join(SUBJECTS + PEERS)}")
     parser.add_argument("--faults", default=",".join(faults.ALL), help=f"only these, of: {' '.join(faults.ALL)}")
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long a fault lasts (12; gray failures 5/3 of it)")
-    parser.add_argument("--rate", type=float, default=240.0, help="requests per second (240)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long a fault lasts (10; gray failures twice that)")
+    parser.add_argument("--rate", type=float, default=300.0, help="requests per second (300)")
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (1)")
     parser.add_argument("--lanes", type=int, help="labs at a time (as many as processors)")
     parser.add_argument("--json", default="chaos.json", help="where the figures go (chaos.json)")

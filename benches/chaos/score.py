@@ -22,7 +22,7 @@ import statistics
 HARMFUL_DELAY = 0.250
 QUIET = 1
 FULL_SHARE = 0.5
-#: Two pieces of trouble that are further apart are two returns.
+#: Trouble that is closer together belongs to one return; a single request is a probe, no return.
 RETURN_GAP = 0.5
 
 
@@ -38,8 +38,9 @@ class Timeline:
 
 def score(fault, requests, logs, timeline, upstreams):
     begin, end = timeline.began - timeline.start, timeline.ended - timeline.start
-    during = [request for request in requests if begin <= request.at < end]
-    before = [request for request in requests if request.at < begin]
+    # One that is under way when the fault begins has its part in it.
+    during = [request for request in requests if request.at < end and request.at + request.latency >= begin]
+    before = [request for request in requests if request.at + request.latency < begin]
     after = [request for request in requests if request.at >= end]
     arrivals = {number: read(log) for number, log in logs.items()}
     counts = {what: tally(arrivals, what) for what in ("received", "executed")}
@@ -65,7 +66,7 @@ def score(fault, requests, logs, timeline, upstreams):
         "executed_though_failed": sum(1 for r in posts if r.failed and counts["executed"][r.identity]),
         "duplicates": sum(1 for r in posts if counts["received"][r.identity] > 1),
         "detected": rounded(detected),
-        "later": {"trouble": len(later), "returns": bursts(later)},
+        "later": {"trouble": len(later), "returns": returns(later)},
         "last_failure": rounded(max((r.at - begin for r in during + after if r.failed), default=None)),
         "recovered": rounded(min(served, default=None)),
         "full": rounded(first_full_second(served, FULL_SHARE * fair * len(recovering(fault)), timeline)),
@@ -96,7 +97,7 @@ def tally(arrivals, what):
 def troubles(fault, during, arrivals, timeline, usual):
     """When requests were let down, in seconds since the fault began: by when they were sent, or reached the bad host."""
     begin = timeline.began - timeline.start
-    harmed = {r.identity: r.at - begin for r in during if r.failed or r.latency > usual + HARMFUL_DELAY}
+    harmed = {r.identity: max(r.at - begin, 0.0) for r in during if r.failed or r.latency > usual + HARMFUL_DELAY}
     if not fault.serves_meanwhile:
         for number in fault.bad:
             for when, what, identity in arrivals[number]:
@@ -144,8 +145,15 @@ def first_full_second(served, wanted, timeline):
     return None
 
 
-def bursts(moments):
-    return sum(1 for at, moment in enumerate(moments) if at == 0 or moment - moments[at - 1] > RETURN_GAP)
+def returns(moments):
+    """How often several requests in a row were in trouble again."""
+    sizes, last = [], None
+    for moment in moments:
+        if last is None or moment - last > RETURN_GAP:
+            sizes.append(0)
+        sizes[-1] += 1
+        last = moment
+    return sum(1 for size in sizes if size > 1)
 
 
 def count(requests, method):

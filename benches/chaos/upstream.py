@@ -20,7 +20,7 @@ import sys
 import time
 
 #: How long the work takes: long enough that a process which dies has requests under way.
-SERVICE = 0.010
+SERVICE = 0.020
 BODY = 1024
 SLOW = 0.800
 ERROR_SHARE = 0.3
