@@ -103,18 +103,20 @@ runtime: {{ worker_threads: 1 }}
         return [self.binary, "run", "-c", str(self.path)]
 
     def evidence(self):
+        metrics = self.ask("/metrics").splitlines()
         return {
-            "events": self.ask("/api/v1/events").get("events", []),
-            "endpoints": self.ask("/api/v1/clusters/app/endpoints").get("endpoints", []),
+            "events": json.loads(self.ask("/api/v1/events") or "{}").get("events", []),
+            "endpoints": json.loads(self.ask("/api/v1/clusters/app/endpoints") or "{}").get("endpoints", []),
+            "retries": [line for line in metrics if line.startswith("bellwether_retries") and not line.endswith(" 0")],
             "log": (self.directory / "log").read_text(errors="replace")[-8000:],
         }
 
     def ask(self, path):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=2) as answer:
-                return json.load(answer)
-        except (OSError, ValueError):
-            return {}
+                return answer.read().decode()
+        except OSError:
+            return ""
 
 
 class BellwetherDefaults(Bellwether):
@@ -244,6 +246,7 @@ class Envoy(Proxy):
         retry = f"""
                     num_retries: 2
                     per_try_timeout: 1s
+                    retry_back_off: {{ base_interval: 0.005s, max_interval: 0.050s }}
                     host_selection_retry_max_attempts: 5
                     retry_host_predicate:
                     - name: {predicate}
@@ -291,8 +294,10 @@ static_resources:
       interval: 1s
       base_ejection_time: 5s
       max_ejection_time: 300s
-      max_ejection_percent: 50
+      max_ejection_percent: 70
       always_eject_one_host: true
+      # Else a green check brings back a host whose application fails.
+      successful_active_health_check_uneject_host: false
       consecutive_5xx: 5
       consecutive_gateway_failure: 5
       enforcing_consecutive_gateway_failure: 100
@@ -309,10 +314,12 @@ static_resources:
       - max_connections: 8000
         max_pending_requests: 8000
         max_requests: 8000
-        retry_budget: {{ budget_percent: {{ value: 20 }}, min_retry_concurrency: 10 }}
+        retry_budget: {{ budget_percent: {{ value: 20 }}, min_retry_concurrency: 50 }}
     health_checks:
     - timeout: 0.5s
       interval: 1s
+      # Without this the second check comes a minute after the start, because the first has seen no traffic.
+      no_traffic_interval: 1s
       unhealthy_threshold: 2
       healthy_threshold: 2
       http_health_check: {{ path: /healthz }}

@@ -47,11 +47,14 @@ def cells(row):
 
 def share(row, method):
     failed, asked = row["failed"][method], row["requests"][method]
-    return f"{100 * failed / asked:.1f} %" if failed else "0"
+    percent = 100 * failed / max(asked, 1)
+    return f"{percent:.1f} %" if percent >= 0.1 else f"{percent:.2f} %" if failed else "0"
 
 
 def moment(seconds, otherwise):
-    return otherwise if seconds is None else f"{seconds:.1f} s" if seconds else "0"
+    if seconds is None:
+        return otherwise
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms" if seconds else "0"
 
 
 def aligned(lines):

@@ -169,4 +169,4 @@ def quantile(ordered, share):
 
 
 def rounded(seconds):
-    return None if seconds is None else round(seconds, 2)
+    return None if seconds is None else round(seconds, 3)
