@@ -3,7 +3,7 @@
 
     python3 benches/chaos/run.py                              # builds the dist binary; every fault; 6 minutes
     python3 benches/chaos/run.py --bellwether PATH --faults kill,gray --seconds 20
-    python3 benches/chaos/run.py --compare                    # HAProxy, nginx and Envoy beside it; 20 minutes
+    python3 benches/chaos/run.py --compare                    # HAProxy, nginx and Envoy beside it; 16 minutes
 
 Every proxy gets three upstreams of its own, the same schedule of requests and the same fault at the same moment. Each
 such run is a lab: a process with network, mount and process namespaces of its own, so that packets can be dropped
@@ -33,6 +33,8 @@ import tools  # noqa: E402
 
 SUBJECTS = ["bellwether", "bellwether-defaults"]
 PEERS = ["haproxy", "nginx", "envoy"]
+#: How to ask for the version, where it is not `--version`.
+VERSION = {"haproxy": "-v", "nginx": "-v"}
 WARM_UP = 4.0
 RECOVERY = 8.0
 #: Start, end and patience of a lab, on top of its timeline.
@@ -108,7 +110,7 @@ def run(arguments, directory):
     notes += sorted({f"{row['proxy']}: {row['lacks']}" for row in rows if row.get("lacks")})
     return {
         "machine": tools.machine(),
-        "versions": {name: tools.version(path, ["-v" if name in ("haproxy", "nginx") else "--version"]) for name, path in binaries.items()},
+        "versions": {name: tools.version(path, [VERSION.get(name, "--version")]) for name, path in binaries.items()},
         "rate": arguments.rate,
         "seconds": arguments.seconds,
         "seed": arguments.seed,
@@ -124,6 +126,8 @@ def found(arguments):
     binaries, notes = {}, []
     if "bellwether" in wanted:
         path = arguments.bellwether or tools.build(HERE.parent.parent)
+        if not pathlib.Path(path).is_file():
+            raise tools.Missing(f"no file {path}; build it, or leave --bellwether out")
         binaries["bellwether"] = str(pathlib.Path(path).resolve())
     if debian := [name for name in ("haproxy", "nginx") if name in wanted]:
         tools.ensure(debian)
