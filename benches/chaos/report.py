@@ -7,6 +7,9 @@ SUBJECT = "bellwether"
 #: Faults in which no proxy can save a GET: its answer had begun.
 LOST_ANSWERS = {"reset"}
 RECOVERY = 2.0
+#: Which requests are under way when a fault begins is chance; differences up to these say nothing.
+CHANCE_POSTS = 2
+CHANCE_SECONDS = 0.1
 HEADS = ("GETs failed", "POSTs failed", "executed", "twice", "detected", "later", "recovered", "full", "p50", "p99")
 
 
@@ -122,8 +125,8 @@ def shortfalls(row, peers):
         yield f"{row['failed']['before']} failed before the fault and {row['failed']['after']} after it"
     if fault == "reset" and (row["detected"] is None or row["detected"] > 1.0):
         yield f"detected after {moment(row['detected'], 'never')}; goal 1 s"
-    if fault == "slow" and row["detected"] is None:
-        yield "the slow host was not set aside"
+    if fault == "slow" and not any(event["kind"] == "ejection" for event in row["evidence"].get("events", [])):
+        yield "the slow host was not ejected"
     if fault.startswith("gray") and row["later"]["returns"] > 1:
         yield f"it came back {row['later']['returns']} times; goal 1"
     if row["duplicates"]:
@@ -132,10 +135,12 @@ def shortfalls(row, peers):
         yield f"recovered after {moment(row['recovered'], 'not yet')}; goal {RECOVERY:.0f} s"
     if not peers:
         return
-    if row["failed"]["post"] > (best := min(peer["failed"]["post"] for peer in peers)):
-        yield f"{row['failed']['post']} POSTs failed; the best peer has {best}"
+    best = min(peer["failed"]["post"] for peer in peers)
+    if row["failed"]["post"] > best:
+        chance = ", a difference of chance" if row["failed"]["post"] <= best + CHANCE_POSTS else ""
+        yield f"{row['failed']['post']} POSTs failed; the best peer has {best}{chance}"
     best = min(forever(peer["detected"]) for peer in peers)
-    if forever(row["detected"]) > best:
+    if forever(row["detected"]) > best + CHANCE_SECONDS:
         yield f"detected after {moment(row['detected'], 'never')}; the best peer after {moment(best, 'never')}"
 
 
