@@ -35,8 +35,8 @@ SUBJECTS = ["bellwether", "bellwether-defaults"]
 PEERS = ["haproxy", "nginx", "envoy"]
 #: How to ask for the version, where it is not `--version`.
 VERSION = {"haproxy": "-v", "nginx": "-v"}
-WARM_UP = 4.0
-RECOVERY = 8.0
+WARM_UP = 3.5
+RECOVERY = 7.5
 #: Start, end and patience of a lab, on top of its timeline.
 GRACE = 60.0
 
