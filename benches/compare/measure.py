@@ -12,27 +12,9 @@ import signal
 import subprocess
 import time
 
-PROC = pathlib.Path("/proc")
+from process import PROC, family, tasks
+
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def family(pid):
-    """The process and all its descendants."""
-    found = [pid]
-    for parent in found:
-        for task in tasks(parent):
-            try:
-                found += [int(child) for child in (task / "children").read_text().split()]
-            except OSError:
-                continue
-    return found
-
-
-def tasks(pid):
-    try:
-        return list((PROC / str(pid) / "task").iterdir())
-    except OSError:
-        return []
 
 
 def cpu_seconds(pid):

@@ -6,15 +6,12 @@ for bellwether these are the policies of the quickstart (retry, ejection, breake
 """
 
 import dataclasses
-import os
 import pathlib
 import signal
-import socket
 import subprocess
-import time
 
 import load
-import measure
+from process import Process, free_ports
 
 SMALL = 1024
 LARGE = 1 << 20
@@ -32,55 +29,6 @@ class Ports:
     @classmethod
     def free(cls):
         return cls(*free_ports(4))
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-class Process:
-    """A process that was started here and is ended here, by its id."""
-
-    def __init__(self, command, log, core=None):
-        pinned = ["taskset", "-c", core] if core else []
-        self.log = log
-        self.started = time.monotonic()
-        with open(log, "ab") as output:
-            self.child = subprocess.Popen(
-                [*pinned, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        self.pid = self.child.pid
-
-    def signal(self, number):
-        self.child.send_signal(number)
-
-    def stop(self):
-        members = measure.family(self.pid)
-        # The second one ends a proxy that would wait for its clients.
-        for _ in range(2):
-            if self.child.poll() is None:
-                self.signal(signal.SIGTERM)
-                try:
-                    self.child.wait(1.0)
-                except subprocess.TimeoutExpired:
-                    pass
-        if self.child.poll() is None:
-            for member in members:
-                try:
-                    os.kill(member, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            self.child.wait(10)
-
-    def alive(self):
-        return self.child.poll() is None
-
-    def said(self):
-        return pathlib.Path(self.log).read_text(errors="replace")[-2000:]
 
 
 class Peer:

@@ -19,13 +19,15 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "common")]
 
 import load  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import scenarios  # noqa: E402
 import tools  # noqa: E402
+
+PROGRAMS = ("haproxy", "nginx", "wrk", "h2load", "openssl", "taskset", "valgrind", "strace")
 
 
 def main():
@@ -66,7 +68,7 @@ def parse():
 
 
 def compare(arguments, wanted, directory):
-    missing = tools.ensure(tools.PACKAGES)
+    missing = tools.ensure(PROGRAMS)
     binaries = {"haproxy": tools.find("haproxy"), "nginx": tools.find("nginx")}
     kinds = [peers.HAProxy, peers.Nginx]
     versions = {

