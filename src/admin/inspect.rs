@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use bellwether_core::Moment;
+use bellwether_core::arbiter::{Opinion, Source};
 use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 
@@ -383,17 +384,12 @@ impl<'a> ClusterView<'a> {
                 Version::V2 => "v2",
             }),
             endpoints: cluster.endpoints.len(),
-            available: cluster.endpoints.iter().filter(|e| is_available(e)).count(),
+            available: cluster.endpoints.iter().filter(|e| e.is_usable()).count(),
             in_flight: cluster.metrics.in_flight(),
             max_in_flight: *max_in_flight,
             connect_timeout_seconds: connect_timeout.as_secs_f64(),
         }
     }
-}
-
-/// Whether an endpoint may get requests.
-pub(super) fn is_available(endpoint: &Endpoint) -> bool {
-    endpoint.weight > 0 && endpoint.state.is_available() && endpoint.is_in_service()
 }
 
 pub(super) async fn clusters(State(context): State<Arc<Context>>) -> Response {
@@ -448,8 +444,12 @@ pub(super) struct EndpointView {
     weight: u32,
     priority: u8,
     zone: Option<String>,
-    /// May get requests: has a weight, is healthy, is neither drained nor ejected.
+    /// May get requests: has a weight, and nobody is against it.
     available: bool,
+    /// One word for how it stands; the first that applies.
+    state: &'static str,
+    /// Everybody who has an opinion about it, and on what grounds.
+    grounds: Vec<GroundView>,
     /// The verdict of active checks; true without any.
     healthy: bool,
     /// An operator has set it aside.
@@ -466,6 +466,38 @@ pub(super) struct EndpointView {
     picks: u64,
     #[serde(rename = "override")]
     set_aside: Option<Override>,
+}
+
+/// What somebody thinks of an endpoint, and why.
+#[derive(Debug, Serialize)]
+struct GroundView {
+    source: &'static str,
+    opinion: &'static str,
+    reason: &'static str,
+    evidence: String,
+    /// Since when it thinks so, in seconds since 1970.
+    since: u64,
+    /// When it last said so.
+    said: u64,
+}
+
+impl GroundView {
+    fn all(endpoint: &Endpoint, now: Moment) -> Vec<Self> {
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let date = |moment: Moment| today.saturating_sub(now.since(moment)).as_secs();
+        let grounds = endpoint.state.arbiter.grounds().into_iter();
+        grounds
+            .filter(|(_, ground)| ground.opinion != Opinion::Unknown)
+            .map(|(source, ground)| Self {
+                source: source.name(),
+                opinion: ground.opinion.name(),
+                reason: ground.reason,
+                evidence: ground.evidence,
+                since: date(ground.since),
+                said: date(ground.said),
+            })
+            .collect()
+    }
 }
 
 /// How an ejection stands.
@@ -496,6 +528,7 @@ impl EjectedView {
 impl EndpointView {
     fn new(endpoint: &Endpoint, set_aside: Option<Override>, now: Moment) -> Self {
         let (state, load) = (&endpoint.state, &endpoint.state.load);
+        let availability = state.availability();
         // Without decay: what the last answers said, which does not change while nobody asks.
         let estimate = load.estimate(Moment::ZERO, f32::INFINITY);
         Self {
@@ -504,9 +537,11 @@ impl EndpointView {
             weight: endpoint.weight,
             priority: endpoint.priority,
             zone: endpoint.zone.as_deref().map(str::to_owned),
-            available: is_available(endpoint),
-            healthy: state.is_healthy(),
-            drained: state.is_drained(),
+            available: endpoint.is_usable(),
+            state: availability.state().name(),
+            grounds: GroundView::all(endpoint, now),
+            healthy: !availability.is_down_by(Source::Check),
+            drained: availability.is_drained_by(Source::Admin),
             ejected: EjectedView::of(endpoint, now),
             in_flight: load.in_flight(),
             latency_estimate_ms: estimate.map(|seconds| rounded(f64::from(seconds) * 1e3)),

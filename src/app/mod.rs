@@ -4,6 +4,7 @@
 //! way; and one control runtime for everything else. [`start`] makes all of it from a configuration.
 
 mod drain;
+mod pressure;
 mod reload;
 pub mod report;
 pub mod sockets;
@@ -37,7 +38,7 @@ use crate::server::listener::Load;
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile;
 use crate::snapshot::registry::Registry;
-use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink};
+use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink, Vitals};
 use sockets::Sockets;
 pub use supervisor::{Ended, Load as Source, Signal};
 use supervisor::{Inbox, Outbox, Supervisor, Tasks};
@@ -198,7 +199,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         log: Arc::clone(&access),
         metrics: recorder.process(),
         load: Arc::new(Load::new(workers)),
+        vitals: Arc::new(Vitals::new(workers)),
     };
+    let vitals = Arc::clone(&parts.vitals);
     let handles = match worker::start(workers, &parts, &mut dice) {
         Ok(handles) => handles,
         Err(error) => {
@@ -245,6 +248,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         plan,
         events,
         admin: context,
+        vitals,
         log: access,
         resolver: Arc::new(dns::Resolver::default()),
         tasks: Tasks::default(),
@@ -258,6 +262,14 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         watchdog: systemd::watchdog_interval(),
     };
     supervisor.begin(fresh);
+    let sampler = pressure::Sampler {
+        vitals: Arc::clone(&supervisor.vitals),
+        cell: Arc::clone(&supervisor.cell),
+        clock: supervisor.clock,
+        events: Arc::clone(&supervisor.events),
+        metrics: recorder.process(),
+    };
+    tokio::spawn(sampler.run());
     // Ready means that every worker accepts.
     supervisor.obeyed().await;
     let snapshot = supervisor.cell.load();

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bellwether_core::arbiter::{Opinion, Source};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ use super::worker::Order;
 use super::{report, systemd};
 use crate::admin::{ReloadOutcome, ReloadReport, Security};
 use crate::cluster::discovery::{self, Task};
+use crate::cluster::health::{self, Said};
 use crate::cluster::probe;
 use crate::config::Document;
 use crate::config::diagnostic::{Diagnostic, Diagnostics};
@@ -150,7 +152,7 @@ impl Supervisor {
             self.plan.access_output.as_ref(),
             plan.access_output.as_ref(),
         );
-        self.cell.store(Arc::new(snapshot));
+        self.publish(Arc::new(snapshot));
         self.plan = plan;
         self.listen(fresh);
         self.reconcile();
@@ -271,10 +273,17 @@ impl Supervisor {
         });
         // An endpoint that is no longer checked has nobody who would ever call it healthy again.
         for cluster in &snapshot.clusters {
-            for endpoint in &cluster.endpoints {
+            for (index, endpoint) in cluster.endpoints.iter().enumerate() {
                 let key = (Arc::clone(&cluster.name), endpoint.address.clone());
-                if !wanted.contains_key(&key) && !endpoint.state.is_healthy() {
-                    endpoint.state.set_healthy(true, self.clock.now());
+                let said = endpoint.state.availability().opinion_of(Source::Check);
+                if !wanted.contains_key(&key) && said != Opinion::Up {
+                    let said = Said {
+                        source: Source::Check,
+                        opinion: Opinion::Unknown,
+                        reason: health::reason::CHECK_OFF,
+                        evidence: String::new(),
+                    };
+                    cluster.say(index, said, self.witness());
                     self.tasks.verdicts.remove(&key);
                 }
             }

@@ -4,12 +4,13 @@
 //! messages, and it alone compiles, binds, publishes and starts or stops tasks. Starting is a reload from nothing. How
 //! a configuration is taken up is in `reload`, how the process ends in `drain`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::Dice;
+use bellwether_core::arbiter::{Opinion, Source};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
@@ -23,7 +24,9 @@ use super::upkeep::upkeep;
 use super::worker::{Handle, Order};
 use crate::admin::{Command, Context};
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent};
-use crate::cluster::probe::{self, Health, ProbeState};
+use crate::cluster::health::{self, Said};
+use crate::cluster::outliers::Witness;
+use crate::cluster::probe::{self, ProbeState};
 use crate::config::Document;
 use crate::config::diagnostic::Diagnostics;
 use crate::net::SocketAddress;
@@ -35,7 +38,7 @@ use crate::snapshot::registry::Registry;
 use crate::snapshot::{Direction, Snapshot};
 use crate::telemetry::{
     AccessLog, Change, CheckResult, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
-    Events, HealthSource, HealthTo, ReloadResult, ReloadTrigger, WorkerId,
+    Events, Label, ReloadResult, ReloadTrigger, Vitals, WorkerId,
 };
 
 /// Where the configuration comes from.
@@ -53,6 +56,7 @@ pub struct Supervisor {
     pub(super) plan: Plan,
     pub(super) events: Arc<Events>,
     pub(super) admin: Arc<Context>,
+    pub(super) vitals: Arc<Vitals>,
     pub(super) log: Arc<AccessLog>,
     /// Ends the operators' listeners.
     pub operators: CancellationToken,
@@ -177,7 +181,8 @@ impl Supervisor {
                 Some(files) = self.inbox.certificate_files.recv() => self.reload_certificates(&files),
                 _ = second.tick() => {
                     let snapshot = self.cell.load();
-                    upkeep(&snapshot, &self.events, self.clock.now(), &mut self.dice);
+                    let mut dice = self.dice.split();
+                    upkeep(&snapshot, self.witness(), &mut dice);
                     for cluster in &snapshot.clusters {
                         self.count_endpoints(cluster);
                     }
@@ -190,6 +195,9 @@ impl Supervisor {
 
     /// Makes the first snapshot the running one: sockets are bound already.
     pub(super) fn begin(&mut self, fresh: Vec<Fresh>) {
+        for cluster in &self.cell.load().clusters {
+            cluster.list(self.witness());
+        }
         self.listen(fresh);
         self.reconcile();
         self.publish_facts(ReloadTrigger::Start);
@@ -235,24 +243,24 @@ impl Supervisor {
             .clusters
             .iter()
             .filter(|known| &*known.name == cluster)
-            .flat_map(|known| known.endpoints.iter().map(move |endpoint| (known, endpoint)))
-            .find(|(_, endpoint)| &*endpoint.label == address);
-        let Some((known, endpoint)) = found else {
+            .find_map(|known| {
+                let index = known.endpoints.iter().position(|e| &*e.label == address)?;
+                Some((known, index))
+            });
+        let Some((known, index)) = found else {
             return false;
         };
-        endpoint.state.set_drained(drained);
-        let (from, to) = if drained {
-            ("available", "drained")
-        } else {
-            ("drained", "available")
+        let (opinion, why) = match drained {
+            true => (Opinion::Draining, health::reason::DRAINED),
+            false => (Opinion::Up, health::reason::RESTORED),
         };
-        self.event(
-            EventKind::Health,
-            format!("{cluster}/{address}"),
-            from,
-            to,
-            reason,
-        );
+        let said = Said {
+            source: Source::Admin,
+            opinion,
+            reason: why,
+            evidence: reason,
+        };
+        known.say(index, said, self.witness());
         self.count_endpoints(known);
         true
     }
@@ -279,7 +287,7 @@ impl Supervisor {
             if let Some(next) = with_members(&snapshot, &event.cluster, members, &self.registry, now) {
                 let (before, after) = (count(&snapshot, &event.cluster), count(&next, &event.cluster));
                 let endpoints = |count| format!("{count} endpoint{}", if count == 1 { "" } else { "s" });
-                self.cell.store(Arc::new(next));
+                self.publish(Arc::new(next));
                 self.event(
                     EventKind::Discovery,
                     event.cluster.to_string(),
@@ -324,7 +332,11 @@ impl Supervisor {
         let Some(known) = snapshot.clusters.iter().find(|known| known.name == key.0) else {
             return;
         };
-        let Some(endpoint) = known.endpoints.iter().find(|endpoint| endpoint.address == key.1) else {
+        let Some(index) = known
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address == key.1)
+        else {
             return;
         };
         let result = match &report.outcome {
@@ -334,21 +346,22 @@ impl Supervisor {
             probe::Outcome::Timeout => CheckResult::Timeout,
         };
         known.metrics.health_checked(WorkerId::CONTROL, result);
-        let healthy = report.health == Health::Healthy;
-        let was = endpoint.state.is_healthy();
-        endpoint.state.set_healthy(healthy, self.clock.now());
-        if was != healthy {
-            let to = if healthy { HealthTo::Up } else { HealthTo::Down };
-            known
-                .metrics
-                .health_changed(WorkerId::CONTROL, HealthSource::Check, to);
-            let (from, to) = if healthy {
-                ("unhealthy", "healthy")
-            } else {
-                ("healthy", "unhealthy")
+        if report.changed {
+            let (opinion, reason) = match &report.outcome {
+                probe::Outcome::Pass => (Opinion::Up, health::reason::CHECK_PASSED),
+                probe::Outcome::Unexpected(_) => (Opinion::Down, health::reason::CHECK_FAILED),
+                probe::Outcome::Refused(_) | probe::Outcome::Broken(_) => {
+                    (Opinion::Down, health::reason::CHECK_REFUSED)
+                }
+                probe::Outcome::Timeout => (Opinion::Down, health::reason::CHECK_TIMEOUT),
             };
-            let subject = format!("{}/{}", key.0, endpoint.label);
-            self.event(EventKind::Health, subject, from, to, report.outcome.to_string());
+            let said = Said {
+                source: Source::Check,
+                opinion,
+                reason,
+                evidence: report.outcome.to_string(),
+            };
+            known.say(index, said, self.witness());
         }
         self.tasks.verdicts.insert(key, state);
         self.count_endpoints(known);
@@ -391,33 +404,41 @@ impl Supervisor {
     }
 
     pub(super) fn count_endpoints(&self, cluster: &crate::cluster::Cluster) {
-        let mut counts = [
-            (EndpointLabel::AdminDown, 0),
-            (EndpointLabel::Draining, 0),
-            (EndpointLabel::CheckFailed, 0),
-            (EndpointLabel::Ejected, 0),
-            (EndpointLabel::Available, 0),
-        ];
+        let mut counts = [0; EndpointLabel::COUNT];
         for endpoint in &cluster.endpoints {
-            let state = if endpoint.state.is_drained() {
-                0
-            } else if endpoint.weight == 0 {
-                1
-            } else if !endpoint.state.is_healthy() {
-                2
-            } else if !endpoint.is_in_service() {
-                3
-            } else {
-                4
-            };
-            counts[state].1 += 1;
-            endpoint
-                .metrics
-                .set_up(endpoint.state.is_available() && endpoint.weight > 0 && endpoint.is_in_service());
-            endpoint.metrics.set_weight(f64::from(endpoint.weight));
+            let label = EndpointLabel::from(endpoint.state.availability().state());
+            counts[label.index()] += 1;
+            endpoint.metrics.set_up(endpoint.is_usable());
+            let share = f64::from(endpoint.state.arbiter.factor());
+            endpoint.metrics.set_weight(f64::from(endpoint.weight) * share);
         }
-        for (label, count) in counts {
-            cluster.metrics.set_endpoints(label, count);
+        for label in EndpointLabel::ALL {
+            cluster.metrics.set_endpoints(*label, counts[label.index()]);
+        }
+    }
+
+    /// Who speaks here about endpoints.
+    pub(super) fn witness(&self) -> Witness<'_> {
+        Witness {
+            worker: WorkerId::CONTROL,
+            events: &self.events,
+            generation: self.cell.load().generation,
+            now: self.clock.now(),
+            score: self.vitals.score(),
+        }
+    }
+
+    /// Makes this the snapshot that serves.
+    pub(super) fn publish(&self, next: Arc<Snapshot>) {
+        let before = self.cell.load();
+        for cluster in &next.clusters {
+            cluster.list(self.witness());
+        }
+        let members = next.clusters.iter().flat_map(|cluster| &cluster.endpoints);
+        let listed: HashSet<u64> = members.map(|endpoint| endpoint.state.id).collect();
+        self.cell.store(next);
+        for cluster in &before.clusters {
+            cluster.unlist(&listed, self.witness());
         }
     }
 

@@ -1,13 +1,15 @@
 //! One address of a cluster: what the configuration or discovery says of it, and what was learned about it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bellwether_core::Moment;
+use bellwether_core::arbiter::{Arbiter, Availability};
 use bellwether_core::balance::Load;
 use bellwether_core::ejection::Ejection;
 use bellwether_core::outlier::{self, Tally};
+use bellwether_core::pulse::Pulse;
 use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
 
@@ -39,6 +41,13 @@ pub struct Endpoint {
     pub metrics: Arc<EndpointMetrics>,
 }
 
+impl Endpoint {
+    /// Whether it may be picked.
+    pub fn is_usable(&self) -> bool {
+        self.weight > 0 && self.state.availability().is_available()
+    }
+}
+
 /// What was learned about an address as a member of a cluster. Shared by all workers, kept over reloads.
 #[derive(Debug)]
 pub struct EndpointState {
@@ -46,15 +55,14 @@ pub struct EndpointState {
     pub id: u64,
     /// Requests in flight, latency, success.
     pub load: Load,
-    /// Whether it is out for behaving worse than others.
+    /// What everybody thinks of it: the one word that decides whether it is used, and the grounds behind it. Opinions
+    /// are voiced by [`Cluster::say`](super::Cluster::say), which also tells people.
+    pub arbiter: Arbiter,
+    /// When it last answered, and when it last would not have us.
+    pub pulse: Pulse,
+    /// How its ejection stands; the arbiter shows it.
     pub ejection: Arc<Ejection>,
     tallies: Shelf<Tally>,
-    /// When it joined, or `ZERO` if it was there at the start; slow start counts from here.
-    joined: AtomicU64,
-    /// The verdict of the active check. Starts as healthy: an unchecked endpoint may be used.
-    failed: AtomicBool,
-    /// Set by an operator.
-    drained: AtomicBool,
     /// Open connections over all workers.
     connections: AtomicU32,
     /// Workers that wait for one of them to end.
@@ -71,40 +79,19 @@ impl EndpointState {
             // Ordering: only uniqueness matters.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             load: Load::default(),
+            arbiter: Arbiter::new(joined),
+            pulse: Pulse::new(),
             ejection: Arc::default(),
             tallies: Shelf::default(),
-            joined: AtomicU64::new(joined.as_nanos()),
-            failed: AtomicBool::new(false),
-            drained: AtomicBool::new(false),
             connections: AtomicU32::new(0),
             room_wanted: AtomicU32::new(0),
             idle_limit: AtomicU64::new(0),
         }
     }
 
-    // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
-
-    /// Whether a request may be sent here as far as checks and operators are concerned.
-    pub fn is_available(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed) && !self.drained.load(Ordering::Relaxed)
-    }
-
-    /// The last verdict of the active check.
-    pub fn is_healthy(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed)
-    }
-
-    /// Whether an operator has drained it.
-    pub fn is_drained(&self) -> bool {
-        self.drained.load(Ordering::Relaxed)
-    }
-
-    /// Records a verdict of the active check. An endpoint that comes back starts slowly.
-    pub fn set_healthy(&self, healthy: bool, now: Moment) {
-        let was_failed = self.failed.swap(!healthy, Ordering::Relaxed);
-        if healthy && was_failed {
-            self.joined.store(now.as_nanos(), Ordering::Relaxed);
-        }
+    /// Whether it may be used, and who is against it: one load.
+    pub fn availability(&self) -> Availability {
+        self.arbiter.availability()
     }
 
     /// How attempts went, over the window that the settings ask for.
@@ -115,20 +102,7 @@ impl EndpointState {
         )
     }
 
-    /// It is in service again, and starts slowly.
-    pub(super) fn came_back(&self, now: Moment) {
-        self.joined.store(now.as_nanos(), Ordering::Relaxed);
-    }
-
-    /// Drains or restores it for an operator.
-    pub fn set_drained(&self, drained: bool) {
-        self.drained.store(drained, Ordering::Relaxed);
-    }
-
-    /// When it joined or came back.
-    pub fn joined(&self) -> Moment {
-        Moment::from_nanos(self.joined.load(Ordering::Relaxed))
-    }
+    // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
 
     /// Open connections over all workers.
     pub fn connections(&self) -> u32 {

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
+pub mod health;
 pub mod outliers;
 pub mod pool;
 pub mod probe;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use bellwether_core::arbiter::Source;
 use bellwether_core::balance::{Balancer, Load, Members};
 use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::budget::{self, Budget};
@@ -205,32 +207,30 @@ impl Cluster {
         if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
             return Ok(Picked { index, probe: None });
         }
-        let usable = || {
-            self.endpoints
-                .iter()
-                .enumerate()
-                .filter(|(_, e)| e.weight > 0 && e.state.is_available())
-        };
-        let in_service = |endpoint: &Endpoint| self.settings.outlier.is_none() || endpoint.is_in_service();
         let untried = |index: usize| !tried.contains(&index_of(index));
-        if usable().next().is_none() {
+        let mut usable = (0..self.endpoints.len())
+            .filter(|index| self.endpoints[*index].is_usable())
+            .peekable();
+        if usable.peek().is_some() {
+            return Err(if usable.any(untried) {
+                NoPick::AtLimit
+            } else {
+                NoPick::AllTried
+            });
+        }
+        // Panic: nobody is left but those that are ejected, and one of them is better than nobody.
+        let only_ejected = |index: &usize| {
+            let endpoint = &self.endpoints[*index];
+            endpoint.weight > 0 && endpoint.state.availability().is_removed_only_by(Source::Ejection)
+        };
+        let left: SmallVec<[usize; 8]> = (0..self.endpoints.len()).filter(only_ejected).collect();
+        if left.is_empty() {
             return Err(NoPick::NoneAvailable);
         }
-        if !usable().any(|(_, endpoint)| in_service(endpoint)) {
-            // Panic: nobody is left but those that are ejected, and one of them is better than nobody.
-            let left: SmallVec<[usize; 8]> = usable()
-                .map(|(index, _)| index)
-                .filter(|index| untried(*index))
-                .collect();
-            let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
-            let index = *left.get(draw).ok_or(NoPick::AllTried)?;
-            return Ok(Picked { index, probe: None });
-        }
-        let mut serving = usable().filter(|(_, endpoint)| in_service(endpoint));
-        if serving.all(|(index, _)| !untried(index)) {
-            return Err(NoPick::AllTried);
-        }
-        Err(NoPick::AtLimit)
+        let left: SmallVec<[usize; 8]> = left.into_iter().filter(|index| untried(*index)).collect();
+        let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
+        let index = *left.get(draw).ok_or(NoPick::AllTried)?;
+        Ok(Picked { index, probe: None })
     }
 }
 
@@ -251,8 +251,7 @@ impl Members for Candidates<'_> {
 
     fn eligible(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
-        endpoint.state.is_available()
-            && (self.cluster.settings.outlier.is_none() || endpoint.is_in_service())
+        endpoint.state.availability().is_available()
             && !self.tried.contains(&index_of(index))
             && self
                 .cluster
@@ -262,14 +261,12 @@ impl Members for Candidates<'_> {
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {
-        let Some(window) = self.cluster.settings.slow_start else {
-            return 1.0;
-        };
-        let joined = self.cluster.endpoints[index].state.joined();
-        if joined == Moment::ZERO {
-            1.0
-        } else {
-            SlowStart { window }.factor(joined, now)
+        let arbiter = &self.cluster.endpoints[index].state.arbiter;
+        let factor = arbiter.factor();
+        let entered = arbiter.entered();
+        match self.cluster.settings.slow_start {
+            Some(window) if entered > Moment::ZERO => factor * SlowStart { window }.factor(entered, now),
+            _ => factor,
         }
     }
 }

@@ -5,8 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
+use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::ejection::{Conclusion, Ejected, Probe, Standing};
 use bellwether_core::outlier::{Kind, Member, Ruling, Verdict};
+use bellwether_core::panic::is_taken_out;
 use bellwether_core::self_health::Score;
 use bellwether_core::{Dice, Moment, Outcome};
 
@@ -24,6 +26,8 @@ pub struct Witness<'a> {
     pub generation: u64,
     /// The present moment.
     pub now: Moment,
+    /// How far our own clock may be trusted.
+    pub score: Score,
 }
 
 impl Endpoint {
@@ -43,10 +47,11 @@ impl Cluster {
             return None;
         }
         self.endpoints.iter().enumerate().find_map(|(index, endpoint)| {
-            let usable = endpoint.weight > 0
-                && endpoint.state.is_available()
+            let only_ejected = endpoint.weight > 0
+                && endpoint.state.availability().is_removed_only_by(Source::Ejection)
                 && !tried.contains(&super::index_of(index));
-            let probe = usable.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
+            let probe =
+                only_ejected.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
             Some((index, probe))
         })
     }
@@ -74,7 +79,7 @@ impl Cluster {
             {
                 let members = self.members();
                 let referee = &self.state.referee;
-                let verdict = referee.strike(settings, &members, self.place(index), Score::WELL, now, dice);
+                let verdict = referee.strike(settings, &members, self.place(index), witness.score, now, dice);
                 drop(members);
                 if let Some(verdict) = verdict {
                     self.announce(index, &verdict, witness);
@@ -84,14 +89,11 @@ impl Cluster {
         };
         match probe.judge(&settings.ejection, outcome, now, dice) {
             Conclusion::Returned => self.returned(index, "probe passed", witness),
-            Conclusion::Again(ejected) => self.tell(
-                index,
-                "ejected",
-                "ejected",
-                "probe_failed",
-                &length(&ejected, now),
-                witness,
-            ),
+            Conclusion::Again(ejected) => {
+                let until = length(&ejected, now);
+                self.show_ejection(index, "probe_failed", &until, witness);
+                self.tell(index, "ejected", "ejected", "probe_failed", &until, witness);
+            }
             Conclusion::Released | Conclusion::Stale => {}
         }
     }
@@ -99,13 +101,14 @@ impl Cluster {
     /// Compares everybody. To be called about once a second; returns how many are out.
     pub fn sweep(&self, witness: Witness<'_>, dice: &mut Dice) -> u64 {
         let Some(settings) = &self.settings.outlier else {
+            self.pardon_all(witness);
             return 0;
         };
         let members = self.members();
         let report = self
             .state
             .referee
-            .sweep(settings, &members, Score::WELL, witness.now, dice);
+            .sweep(settings, &members, witness.score, witness.now, dice);
         drop(members);
         let indices = self.indices();
         for verdict in &report.verdicts {
@@ -143,7 +146,7 @@ impl Cluster {
     /// Those that are compared: an operator's decisions are none of the referee's business.
     fn indices(&self) -> Vec<usize> {
         let compared = |endpoint: &Endpoint| {
-            endpoint.tally.is_some() && !endpoint.state.is_drained() && endpoint.weight > 0
+            endpoint.tally.is_some() && !is_taken_out(endpoint.state.availability()) && endpoint.weight > 0
         };
         (0..self.endpoints.len())
             .filter(|index| compared(&self.endpoints[*index]))
@@ -157,7 +160,7 @@ impl Cluster {
                 tally: endpoint.tally.as_deref()?,
                 ejection: &endpoint.state.ejection,
                 group: u32::from(endpoint.priority),
-                available: endpoint.state.is_available(),
+                available: endpoint.state.availability().but_for(Source::Ejection),
                 p90: None,
             })
         };
@@ -189,14 +192,11 @@ impl Cluster {
         };
         self.metrics
             .ejected(witness.worker, Detector::from(&finding), result);
-        self.tell(
-            index,
-            "available",
-            to,
-            finding.detector(),
-            &format!("{finding}; {more}"),
-            witness,
-        );
+        let evidence = format!("{finding}; {more}");
+        if result == EjectionResult::Enforced {
+            self.show_ejection(index, finding.detector(), &evidence, witness);
+        }
+        self.tell(index, "available", to, finding.detector(), &evidence, witness);
     }
 
     fn returned(&self, index: usize, why: &str, witness: Witness<'_>) {
@@ -204,8 +204,35 @@ impl Cluster {
         if let Some(tally) = &endpoint.tally {
             tally.clear();
         }
-        endpoint.state.came_back(witness.now);
+        self.show_ejection(index, "returned", why, witness);
         self.tell(index, "ejected", "available", "returned", why, witness);
+    }
+
+    /// Nobody is compared any more, so nobody is out.
+    fn pardon_all(&self, witness: Witness<'_>) {
+        for index in 0..self.endpoints.len() {
+            let is_shown = self.endpoints[index]
+                .state
+                .availability()
+                .is_down_by(Source::Ejection);
+            if self.endpoints[index].state.ejection.pardon(witness.now) || is_shown {
+                self.returned(index, "outlier_detection is off", witness);
+            }
+        }
+    }
+
+    /// Shows the arbiter how the ejection stands.
+    fn show_ejection(&self, index: usize, reason: &'static str, evidence: &str, witness: Witness<'_>) {
+        let endpoint = &self.endpoints[index];
+        let change = endpoint.state.arbiter.set_to(Source::Ejection, witness.now, || {
+            let opinion = if endpoint.is_in_service() {
+                Opinion::Up
+            } else {
+                Opinion::Down
+            };
+            (opinion, reason, evidence.to_owned())
+        });
+        self.count(Source::Ejection, change, witness);
     }
 
     fn tell(&self, index: usize, from: &str, to: &str, reason: &str, evidence: &str, witness: Witness<'_>) {

@@ -225,11 +225,13 @@ impl Drop for AttemptGuard {
             None => endpoint.state.load.end_ignored(),
         }
         let outcome = self.outcome.unwrap_or(Outcome::Ignored);
+        endpoint.state.pulse.record(outcome, now);
         let witness = Witness {
             worker: self.worker.id,
             events: &self.worker.events,
             generation: self.generation,
             now,
+            score: self.worker.vitals.score(),
         };
         self.cluster.attempted(
             self.index,

@@ -43,6 +43,8 @@ pub enum EventKind {
     Drain,
     /// A new binary took over, or did not.
     Replacement,
+    /// How far this process trusts its own clock.
+    SelfHealth,
 }
 
 impl EventKind {
@@ -57,6 +59,7 @@ impl EventKind {
         Self::Listener,
         Self::Drain,
         Self::Replacement,
+        Self::SelfHealth,
     ];
 
     /// The word in the stream.
@@ -71,6 +74,7 @@ impl EventKind {
             Self::Listener => "listener",
             Self::Drain => "drain",
             Self::Replacement => "replacement",
+            Self::SelfHealth => "self_health",
         }
     }
 

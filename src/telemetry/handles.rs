@@ -563,6 +563,7 @@ pub struct ProcessMetrics {
     pub(crate) cells: Sharded<ProcessBlock>,
     /// Index into [`DrainState`].
     pub(crate) drain: AtomicU64,
+    pub(crate) self_health: AtomicU64,
     pub(crate) seldom: parking_lot::Mutex<Seldom>,
 }
 
@@ -612,6 +613,7 @@ impl ProcessMetrics {
         Self {
             cells: Sharded::new(layout),
             drain: AtomicU64::new(0),
+            self_health: AtomicU64::new(0),
             seldom: parking_lot::Mutex::new(Seldom {
                 last_reload_successful: true,
                 ..Seldom::default()
@@ -662,6 +664,11 @@ impl ProcessMetrics {
     /// Where the process is on its way out.
     pub fn set_drain_state(&self, state: DrainState) {
         self.drain.store(state.index() as u64, Ordering::Relaxed);
+    }
+
+    /// How unwell the process is, 0 to 7.
+    pub fn set_self_health(&self, score: u8) {
+        self.self_health.store(u64::from(score), Ordering::Relaxed);
     }
 
     /// Something happened that cannot; `site` says where in our code.

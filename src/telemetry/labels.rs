@@ -5,6 +5,7 @@
 //! exported as 0 from the start: `rate()` then sees the first event instead of a series that appears at 1.
 //! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
 
+use bellwether_core::arbiter::{self, Opinion, Source};
 use bellwether_core::breaker::State;
 use bellwether_core::outlier::{Finding, Withheld};
 use bellwether_core::{Outcome, Reason};
@@ -192,11 +193,15 @@ labels! {
         AdminDown = "admin_down",
         /// Finishes what it carries.
         Draining = "draining",
-        /// Its health check failed.
+        /// Its health check failed, or it says itself that it cannot.
         CheckFailed = "check_failed",
+        /// Its heartbeats are missing.
+        HeartbeatLost = "heartbeat_lost",
         /// Out for behaving worse than others.
         Ejected = "ejected",
-        /// Takes requests at a lower priority.
+        /// Its circuit breaker is open.
+        BreakerOpen = "breaker_open",
+        /// Takes a quarter of its share.
         Degraded = "degraded",
         /// Takes requests.
         Available = "available",
@@ -258,14 +263,26 @@ labels! {
         Admin = "admin",
         /// Discovery.
         Discovery = "discovery",
+        /// The detector of missing heartbeats.
+        Heartbeat = "heartbeat",
+        /// The endpoint itself.
+        Agent = "agent",
+        /// Outlier detection.
+        Ejection = "ejection",
+        /// The endpoint's circuit breaker.
+        Breaker = "breaker",
     }
 
-    /// What the health of an endpoint became.
+    /// What somebody thinks of an endpoint now.
     HealthTo {
-        /// Takes requests.
+        /// It may take requests.
         Up = "up",
-        /// Takes none.
+        /// It may take none.
         Down = "down",
+        /// It finishes what it has.
+        Draining = "draining",
+        /// It may take a quarter of its share.
+        Degraded = "degraded",
     }
 
     /// What made us try again.
@@ -383,6 +400,47 @@ impl From<Outcome> for OutcomeLabel {
             Outcome::Failure(_) => Self::Failure,
             Outcome::Pushback(_) => Self::Pushback,
             Outcome::Ignored => Self::Ignored,
+        }
+    }
+}
+
+impl From<arbiter::State> for EndpointLabel {
+    fn from(state: arbiter::State) -> Self {
+        match state {
+            arbiter::State::AdminDown => Self::AdminDown,
+            // Who is gone is no member; seen between two snapshots, it finishes what it has.
+            arbiter::State::Draining | arbiter::State::Gone => Self::Draining,
+            arbiter::State::CheckFailed => Self::CheckFailed,
+            arbiter::State::HeartbeatLost => Self::HeartbeatLost,
+            arbiter::State::Ejected => Self::Ejected,
+            arbiter::State::BreakerOpen => Self::BreakerOpen,
+            arbiter::State::Degraded => Self::Degraded,
+            arbiter::State::Available => Self::Available,
+        }
+    }
+}
+
+impl From<Source> for HealthSource {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Discovery => Self::Discovery,
+            Source::Admin => Self::Admin,
+            Source::Check => Self::Check,
+            Source::Heartbeat => Self::Heartbeat,
+            Source::Agent => Self::Agent,
+            Source::Ejection => Self::Ejection,
+            Source::Breaker => Self::Breaker,
+        }
+    }
+}
+
+impl From<Opinion> for HealthTo {
+    fn from(opinion: Opinion) -> Self {
+        match opinion {
+            Opinion::Unknown | Opinion::Up => Self::Up,
+            Opinion::Down => Self::Down,
+            Opinion::Draining => Self::Draining,
+            Opinion::Degraded => Self::Degraded,
         }
     }
 }

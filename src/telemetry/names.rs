@@ -189,7 +189,7 @@ register! {
         HEALTH_CHECKS = Counter "bellwether_health_checks_total" Count ["cluster", "result"]
             "Health checks, by how they ended";
         HEALTH_TRANSITIONS = Counter "bellwether_health_transitions_total" Count ["cluster", "source", "to"]
-            "Endpoints that came or went, by who said so";
+            "Changes of opinion about endpoints, by who changed it and to what";
         DISCOVERY_UPDATES = Counter "bellwether_discovery_updates_total" Count ["cluster", "result"]
             "Answers of a discovery source, by what they changed";
         DISCOVERY_LAST_SUCCESS = Gauge "bellwether_discovery_last_success_timestamp_seconds" Seconds ["cluster"]
@@ -210,6 +210,8 @@ register! {
             "The configuration that serves; always 1";
         DRAIN_STATE = Gauge "bellwether_drain_state" Flag ["state"]
             "Where the process is on its way out; 1 for the current state";
+        SELF_HEALTH = Gauge "bellwether_self_health_score" Count []
+            "How unwell this process is, 0 to 7; from 4 on it ejects nobody";
         RUNTIME_LAG = Histogram "bellwether_runtime_lag_seconds" Seconds ["worker"]
             "How late the timers of a worker fire";
         METRICS_SERIES_DROPPED = Counter "bellwether_metrics_series_dropped_total" Count ["metric"]

@@ -341,11 +341,12 @@ impl Scrape {
         for source in HealthSource::ALL {
             for to in HealthTo::ALL {
                 let count = cells.sum(|b| &b.transitions[source.index()][to.index()]);
-                self.counter(
-                    names::HEALTH_TRANSITIONS,
-                    &[name, source.word(), to.word()],
-                    count,
-                );
+                let usual = matches!(to, HealthTo::Up | HealthTo::Down);
+                // What is rare has a series once it has happened.
+                if usual || count > 0 {
+                    let labels = [name, source.word(), to.word()];
+                    self.counter(names::HEALTH_TRANSITIONS, &labels, count);
+                }
             }
         }
         if cluster.discovered.load(Ordering::Relaxed) {
@@ -414,6 +415,8 @@ impl Scrape {
                 self.counter(names::CONFIG_RELOADS, &[result.word(), trigger.word()], count);
             }
         }
+        let score = process.self_health.load(Ordering::Relaxed);
+        self.gauge(names::SELF_HEALTH, &[], score as f64);
         for worker in 0..layout.workers {
             let mut sum = HistogramSum::default();
             if let Some(block) = cells.block(worker) {
