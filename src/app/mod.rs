@@ -3,6 +3,7 @@
 //! Two kinds of threads: workers, one runtime each, that serve requests and share nothing that has to be locked on the
 //! way; and one control runtime for everything else. [`start`] makes all of it from a configuration.
 
+mod checks;
 mod drain;
 mod pressure;
 mod reload;
@@ -12,6 +13,7 @@ pub mod supervisor;
 pub mod systemd;
 pub mod upgrade;
 mod upkeep;
+mod voice;
 pub mod watch;
 pub mod worker;
 
@@ -398,13 +400,11 @@ fn machine(mut diagnostics: Diagnostics, what: &str, error: &io::Error) -> Diagn
 
 fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Signal>) -> (Outbox, Inbox) {
     let (discovery, discovered) = mpsc::channel(64);
-    let (probes, probed) = mpsc::channel(1024);
     let (config_files, config_changed) = mpsc::channel(4);
     let (certificate_files, certificates_changed) = mpsc::channel(4);
     let (replaced, replacements) = mpsc::channel(1);
     let outbox = Outbox {
         discovery,
-        probes,
         config_files,
         certificate_files,
         replaced,
@@ -412,7 +412,6 @@ fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Si
     let inbox = Inbox {
         commands,
         discovery: discovered,
-        probes: probed,
         config_files: config_changed,
         certificate_files: certificates_changed,
         signals,

@@ -8,18 +8,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bellwether_core::arbiter::{Opinion, Source};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::checks::{self, Checker};
 use super::sockets::{Fresh, Sockets};
-use super::supervisor::{ProbeReport, Supervisor, told};
+use super::supervisor::{Supervisor, told};
 use super::watch::{Options as WatchOptions, Watch};
 use super::worker::Order;
 use super::{report, systemd};
 use crate::admin::{ReloadOutcome, ReloadReport, Security};
 use crate::cluster::discovery::{self, Task};
-use crate::cluster::health::{self, Said};
 use crate::cluster::probe;
 use crate::config::Document;
 use crate::config::diagnostic::{Diagnostic, Diagnostics};
@@ -152,8 +151,8 @@ impl Supervisor {
             self.plan.access_output.as_ref(),
             plan.access_output.as_ref(),
         );
-        self.publish(Arc::new(snapshot));
         self.plan = plan;
+        self.publish(Arc::new(snapshot));
         self.listen(fresh);
         self.reconcile();
     }
@@ -260,31 +259,21 @@ impl Supervisor {
                 };
                 wanted.insert(
                     (Arc::clone(&plan.cluster), endpoint.address.clone()),
-                    (plan.clone(), target),
+                    (plan.clone(), target, Arc::clone(&endpoint.state)),
                 );
             }
         }
         self.tasks.probes.retain(|key, (running, cancel)| {
-            let keep = wanted.get(key).is_some_and(|(plan, _)| plan == running);
+            let keep = wanted.get(key).is_some_and(|(plan, ..)| plan == running);
             if !keep {
                 cancel.cancel();
             }
             keep
         });
-        // An endpoint that is no longer checked has nobody who would ever call it healthy again.
         for cluster in &snapshot.clusters {
             for (index, endpoint) in cluster.endpoints.iter().enumerate() {
-                let key = (Arc::clone(&cluster.name), endpoint.address.clone());
-                let said = endpoint.state.availability().opinion_of(Source::Check);
-                if !wanted.contains_key(&key) && said != Opinion::Up {
-                    let said = Said {
-                        source: Source::Check,
-                        opinion: Opinion::Unknown,
-                        reason: health::reason::CHECK_OFF,
-                        evidence: String::new(),
-                    };
-                    cluster.say(index, said, self.witness());
-                    self.tasks.verdicts.remove(&key);
+                if !wanted.contains_key(&(Arc::clone(&cluster.name), endpoint.address.clone())) {
+                    checks::end(cluster, index, self.witness());
                 }
             }
         }
@@ -292,39 +281,19 @@ impl Supervisor {
             .into_iter()
             .filter(|(key, _)| !self.tasks.probes.contains_key(key))
             .collect();
-        keys.sort_by(|a, b| {
-            a.0.0
-                .cmp(&b.0.0)
-                .then_with(|| a.0.1.to_string().cmp(&b.0.1.to_string()))
-        });
-        for (key, (plan, target)) in keys {
+        keys.sort_by_key(|(key, _)| (Arc::clone(&key.0), key.1.to_string()));
+        for (key, (plan, target, state)) in keys {
             let cancel = CancellationToken::new();
-            let state = self.tasks.verdicts.get(&key).cloned().unwrap_or_default();
-            let mut seen = state.clone();
-            let settings = Arc::clone(&plan.settings);
-            let outbox = self.outbox.probes.clone();
-            let (cluster, address) = key.clone();
-            let report = move |report: probe::Report| {
-                // The same pure record on this side keeps the verdict over reloads.
-                seen.record(&settings, report.outcome.clone());
-                let report = ProbeReport {
-                    cluster: Arc::clone(&cluster),
-                    address: address.clone(),
-                    report,
-                    state: seen.clone(),
-                };
-                // A supervisor that does not keep up loses a repetition, never a task.
-                drop(outbox.try_send(report));
-            };
-            let seed = self.dice.next_u64();
-            tokio::spawn(probe::run(
-                target,
-                Arc::clone(&plan.settings),
+            let checker = Checker {
+                cluster: Arc::clone(&key.0),
                 state,
-                seed,
-                cancel.clone(),
-                report,
-            ));
+                target,
+                settings: Arc::clone(&plan.settings),
+                voice: self.voice(),
+                dice: self.dice.split(),
+                cancel: cancel.clone(),
+            };
+            tokio::spawn(checker.run());
             self.tasks.probes.insert(key, (plan, cancel));
         }
     }

@@ -16,17 +16,19 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::checks;
 use super::drain::Leaving;
 use super::sockets::{Fresh, Sockets};
 use super::systemd;
 use super::upgrade::{NotReplaced, Successor};
 use super::upkeep::upkeep;
+use super::voice::Voice;
 use super::worker::{Handle, Order};
 use crate::admin::{Command, Context};
+use crate::cluster::Cluster;
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent};
 use crate::cluster::health::{self, Said};
 use crate::cluster::outliers::Witness;
-use crate::cluster::probe::{self, ProbeState};
 use crate::config::Document;
 use crate::config::diagnostic::Diagnostics;
 use crate::net::SocketAddress;
@@ -37,7 +39,7 @@ use crate::snapshot::compile::{Certificates, DiscoveryTask, Plan, ProbePlan};
 use crate::snapshot::registry::Registry;
 use crate::snapshot::{Direction, Snapshot};
 use crate::telemetry::{
-    AccessLog, Change, CheckResult, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
+    AccessLog, Change, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
     Events, Label, ReloadResult, ReloadTrigger, Vitals, WorkerId,
 };
 
@@ -81,7 +83,6 @@ pub struct Supervisor {
 pub(super) struct Tasks {
     pub(super) discovery: HashMap<Arc<str>, (DiscoveryTask, CancellationToken)>,
     pub(super) probes: HashMap<(Arc<str>, SocketAddress), (ProbePlan, CancellationToken)>,
-    pub(super) verdicts: HashMap<(Arc<str>, SocketAddress), ProbeState>,
     pub(super) config_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     pub(super) certificate_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     /// What readiness still waits for.
@@ -92,7 +93,6 @@ pub(super) struct Tasks {
 pub(super) struct Inbox {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) discovery: mpsc::Receiver<DiscoveryEvent>,
-    pub(super) probes: mpsc::Receiver<ProbeReport>,
     pub(super) config_files: mpsc::Receiver<BTreeSet<PathBuf>>,
     pub(super) certificate_files: mpsc::Receiver<BTreeSet<PathBuf>>,
     pub(super) signals: mpsc::Receiver<Signal>,
@@ -103,19 +103,9 @@ pub(super) struct Inbox {
 #[derive(Clone)]
 pub(super) struct Outbox {
     pub(super) discovery: mpsc::Sender<DiscoveryEvent>,
-    pub(super) probes: mpsc::Sender<ProbeReport>,
     pub(super) config_files: mpsc::Sender<BTreeSet<PathBuf>>,
     pub(super) certificate_files: mpsc::Sender<BTreeSet<PathBuf>>,
     pub(super) replaced: mpsc::Sender<Result<u32, NotReplaced>>,
-}
-
-/// What a check of one endpoint said.
-#[derive(Debug)]
-pub(super) struct ProbeReport {
-    pub(super) cluster: Arc<str>,
-    pub(super) address: SocketAddress,
-    pub(super) report: probe::Report,
-    pub(super) state: ProbeState,
 }
 
 /// What the process was told from outside.
@@ -172,7 +162,6 @@ impl Supervisor {
                     }
                 }
                 Some(event) = self.inbox.discovery.recv() => self.discovered(&event),
-                Some(report) = self.inbox.probes.recv() => self.probed(report),
                 Some(_) = self.inbox.config_files.recv() => {
                     if self.plan.runtime.watch {
                         self.reload_and_log(ReloadTrigger::File);
@@ -197,6 +186,7 @@ impl Supervisor {
     pub(super) fn begin(&mut self, fresh: Vec<Fresh>) {
         for cluster in &self.cell.load().clusters {
             cluster.list(self.witness());
+            self.prepare(cluster);
         }
         self.listen(fresh);
         self.reconcile();
@@ -315,58 +305,6 @@ impl Supervisor {
         }
     }
 
-    fn probed(
-        &mut self,
-        ProbeReport {
-            cluster,
-            address,
-            report,
-            state,
-        }: ProbeReport,
-    ) {
-        let key = (cluster, address);
-        if !self.tasks.probes.contains_key(&key) {
-            return;
-        }
-        let snapshot = self.cell.load();
-        let Some(known) = snapshot.clusters.iter().find(|known| known.name == key.0) else {
-            return;
-        };
-        let Some(index) = known
-            .endpoints
-            .iter()
-            .position(|endpoint| endpoint.address == key.1)
-        else {
-            return;
-        };
-        let result = match &report.outcome {
-            probe::Outcome::Pass => CheckResult::Pass,
-            probe::Outcome::Unexpected(_) | probe::Outcome::Broken(_) => CheckResult::Fail,
-            probe::Outcome::Refused(_) => CheckResult::Refused,
-            probe::Outcome::Timeout => CheckResult::Timeout,
-        };
-        known.metrics.health_checked(WorkerId::CONTROL, result);
-        if report.changed {
-            let (opinion, reason) = match &report.outcome {
-                probe::Outcome::Pass => (Opinion::Up, health::reason::CHECK_PASSED),
-                probe::Outcome::Unexpected(_) => (Opinion::Down, health::reason::CHECK_FAILED),
-                probe::Outcome::Refused(_) | probe::Outcome::Broken(_) => {
-                    (Opinion::Down, health::reason::CHECK_REFUSED)
-                }
-                probe::Outcome::Timeout => (Opinion::Down, health::reason::CHECK_TIMEOUT),
-            };
-            let said = Said {
-                source: Source::Check,
-                opinion,
-                reason,
-                evidence: report.outcome.to_string(),
-            };
-            known.say(index, said, self.witness());
-        }
-        self.tasks.verdicts.insert(key, state);
-        self.count_endpoints(known);
-    }
-
     pub(super) fn say_what_is_missing(&self) {
         let waiting = self
             .tasks
@@ -403,7 +341,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn count_endpoints(&self, cluster: &crate::cluster::Cluster) {
+    pub(super) fn count_endpoints(&self, cluster: &Cluster) {
         let mut counts = [0; EndpointLabel::COUNT];
         for endpoint in &cluster.endpoints {
             let label = EndpointLabel::from(endpoint.state.availability().state());
@@ -428,11 +366,29 @@ impl Supervisor {
         }
     }
 
+    /// What tasks need to speak about endpoints.
+    pub(super) fn voice(&self) -> Voice {
+        Voice {
+            cell: Arc::clone(&self.cell),
+            clock: self.clock,
+            events: Arc::clone(&self.events),
+            vitals: Arc::clone(&self.vitals),
+        }
+    }
+
+    /// Decides how members are treated that are new, before the cluster serves.
+    fn prepare(&self, cluster: &Cluster) {
+        if self.plan.probes.iter().any(|plan| plan.cluster == cluster.name) {
+            checks::prepare(cluster, self.witness());
+        }
+    }
+
     /// Makes this the snapshot that serves.
     pub(super) fn publish(&self, next: Arc<Snapshot>) {
         let before = self.cell.load();
         for cluster in &next.clusters {
             cluster.list(self.witness());
+            self.prepare(cluster);
         }
         let members = next.clusters.iter().flat_map(|cluster| &cluster.endpoints);
         let listed: HashSet<u64> = members.map(|endpoint| endpoint.state.id).collect();

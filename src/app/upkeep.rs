@@ -23,5 +23,6 @@ pub(super) fn upkeep(snapshot: &Snapshot, witness: Witness<'_>, dice: &mut Dice)
     }
     for cluster in &snapshot.clusters {
         cluster.sweep(witness, dice);
+        cluster.heed_all(witness);
     }
 }

@@ -8,10 +8,13 @@ use bellwether_core::Moment;
 use bellwether_core::arbiter::{Arbiter, Availability};
 use bellwether_core::balance::Load;
 use bellwether_core::ejection::Ejection;
+use bellwether_core::health::Checks;
+use bellwether_core::heartbeat::Beats;
 use bellwether_core::outlier::{self, Tally};
 use bellwether_core::pulse::Pulse;
 use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
+use parking_lot::Mutex;
 
 use crate::net::SocketAddress;
 use crate::telemetry::EndpointMetrics;
@@ -62,6 +65,10 @@ pub struct EndpointState {
     pub pulse: Pulse,
     /// How its ejection stands; the arbiter shows it.
     pub ejection: Arc<Ejection>,
+    /// What checks have shown; none while it is not checked.
+    pub checks: Mutex<Option<Checks>>,
+    /// What it said of itself.
+    pub beats: Mutex<Beats>,
     tallies: Shelf<Tally>,
     /// Open connections over all workers.
     connections: AtomicU32,
@@ -82,6 +89,8 @@ impl EndpointState {
             arbiter: Arbiter::new(joined),
             pulse: Pulse::new(),
             ejection: Arc::default(),
+            checks: Mutex::default(),
+            beats: Mutex::default(),
             tallies: Shelf::default(),
             connections: AtomicU32::new(0),
             room_wanted: AtomicU32::new(0),

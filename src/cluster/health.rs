@@ -6,8 +6,10 @@
 //! count. Ejection has events of its own and is only counted here.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bellwether_core::arbiter::{Change, Ground, Opinion, Source};
+use bellwether_core::heartbeat::State;
 
 use super::Cluster;
 use super::outliers::Witness;
@@ -47,6 +49,18 @@ pub mod reason {
     pub const CHECK_REFUSED: &str = "check_refused";
     /// Its checks get no answer in time.
     pub const CHECK_TIMEOUT: &str = "check_timeout";
+    /// It is new, and used from its first passed check on.
+    pub const CHECK_PENDING: &str = "check_pending";
+    /// Its checks time out, but there is nobody else.
+    pub const CHECK_PROTECTED: &str = "check_protected";
+    /// It says nothing of itself, or what it said is over.
+    pub const AGENT_SILENT: &str = "agent_silent";
+    /// It says itself that it is well.
+    pub const AGENT_UP: &str = "agent_up";
+    /// It says itself that it leaves.
+    pub const AGENT_DRAIN: &str = "agent_drain";
+    /// It says itself that it cannot serve.
+    pub const AGENT_DOWN: &str = "agent_down";
     /// It is not checked any more.
     pub const CHECK_OFF: &str = "check_off";
 }
@@ -54,39 +68,104 @@ pub mod reason {
 impl Cluster {
     /// A source says what it thinks of an endpoint. People are told if that is news.
     pub fn say(&self, index: usize, said: Said, witness: Witness<'_>) -> Change {
-        let endpoint = &self.endpoints[index];
         let Said {
             source,
             opinion,
             reason,
             evidence,
         } = said;
-        let change = endpoint
-            .state
-            .arbiter
-            .set(source, opinion, reason, evidence.clone(), witness.now);
+        self.voice(index, source, witness, || (opinion, reason, evidence))
+    }
+
+    /// As [`Cluster::say`], for a source whose state others change meanwhile: see
+    /// [`Arbiter::set_to`](bellwether_core::arbiter::Arbiter::set_to).
+    pub(super) fn voice(
+        &self,
+        index: usize,
+        source: Source,
+        witness: Witness<'_>,
+        think: impl FnOnce() -> (Opinion, &'static str, String),
+    ) -> Change {
+        let arbiter = &self.endpoints[index].state.arbiter;
+        let mut grounds = ("", String::new());
+        let change = arbiter.set_to(source, witness.now, || {
+            let (opinion, reason, evidence) = think();
+            grounds = (reason, evidence.clone());
+            (opinion, reason, evidence)
+        });
         if self.count(source, change, witness) {
             let (from, to) = (change.before.opinion_of(source), change.after.opinion_of(source));
-            let event = witness.events.push(telemetry::Change {
-                kind: EventKind::Health,
-                subject: format!("{}/{}", self.name, endpoint.label),
-                from: from.name().to_owned(),
-                to: to.name().to_owned(),
-                reason: reason.to_owned(),
-                evidence,
-                generation: witness.generation,
-            });
-            let (subject, evidence) = (&*event.subject, &*event.evidence);
-            tracing::info!(
-                subject,
-                from = from.name(),
-                to = to.name(),
-                reason,
-                evidence,
-                "health"
-            );
+            let (reason, evidence) = grounds;
+            self.report(index, from.name(), to.name(), reason, evidence, witness);
         }
         change
+    }
+
+    /// Tells people about an endpoint.
+    pub fn report(
+        &self,
+        index: usize,
+        from: &'static str,
+        to: &'static str,
+        reason: &'static str,
+        evidence: String,
+        witness: Witness<'_>,
+    ) {
+        let event = witness.events.push(telemetry::Change {
+            kind: EventKind::Health,
+            subject: format!("{}/{}", self.name, self.endpoints[index].label),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            reason: reason.to_owned(),
+            evidence,
+            generation: witness.generation,
+        });
+        let (subject, evidence) = (&*event.subject, &*event.evidence);
+        tracing::info!(subject, from, to, reason, evidence, "health");
+    }
+
+    /// Whether anybody else could serve.
+    pub fn is_anybody_beside(&self, index: usize) -> bool {
+        let mut endpoints = self.endpoints.iter().enumerate();
+        endpoints.any(|(other, endpoint)| other != index && endpoint.is_usable())
+    }
+
+    /// An endpoint said this of itself in an answer; that holds for `ttl`.
+    pub fn hear(&self, index: usize, word: State, ttl: Duration, witness: Witness<'_>) {
+        {
+            let mut beats = self.endpoints[index].state.beats.lock();
+            if word == State::Up && beats.heard(witness.now).is_none() {
+                return;
+            }
+            beats.hear(word, ttl, witness.now);
+        }
+        self.heed(index, witness);
+    }
+
+    /// Shows the arbiter what the endpoint says of itself at this moment: what it said may be over.
+    pub fn heed(&self, index: usize, witness: Witness<'_>) {
+        let (state, now) = (&self.endpoints[index].state, witness.now);
+        self.voice(index, Source::Agent, witness, || {
+            let beats = state.beats.lock();
+            let opinion = beats.opinion(now);
+            let word = match opinion {
+                Opinion::Unknown => reason::AGENT_SILENT,
+                Opinion::Up | Opinion::Degraded => reason::AGENT_UP,
+                Opinion::Draining => reason::AGENT_DRAIN,
+                Opinion::Down => reason::AGENT_DOWN,
+            };
+            let heard = beats.heard(now).map(|state| format!("in an answer: {}", state.name()));
+            (opinion, word, heard.unwrap_or_default())
+        });
+    }
+
+    /// Ends what endpoints said of themselves when it is over. To be called about once a second.
+    pub fn heed_all(&self, witness: Witness<'_>) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if endpoint.state.availability().opinion_of(Source::Agent) != Opinion::Up {
+                self.heed(index, witness);
+            }
+        }
     }
 
     /// Counts a change of opinion; false if it was none.

@@ -72,6 +72,9 @@ pub struct Settings {
     pub max_in_flight_per_endpoint: Option<u32>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
+    /// Whether what an endpoint says of itself in an answer is believed ([`crate::message::fail`]): where something brings
+    /// it back that asks again.
+    pub heeds_answers: bool,
     /// Who is ejected, and for how long; none when off.
     pub outlier: Option<outlier::Settings>,
     /// How many retries the cluster can bear; none means any number.

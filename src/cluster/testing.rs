@@ -45,6 +45,7 @@ pub(super) fn settings() -> Settings {
         max_in_flight: None,
         max_in_flight_per_endpoint: None,
         slow_start: None,
+        heeds_answers: false,
         outlier: None,
         retry_budget: None,
         hash_on: Vec::new(),

@@ -112,9 +112,6 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(discovery) = &cluster.discovery {
         refuse.some("discovery.kubernetes", discovery.kubernetes.as_ref());
     }
-    if let Some(check) = &cluster.health_check.value {
-        refuse.some("health_check.grpc_service", check.grpc_service.as_ref());
-    }
     if let Some(heartbeat) = &cluster.heartbeat {
         refuse.switch("heartbeat", heartbeat);
     }

@@ -5,6 +5,7 @@
 
 pub mod direct_response;
 pub mod edits;
+pub mod fail;
 pub mod forwarded;
 pub mod grpc;
 pub mod hygiene;

@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bellwether_core::ejection::Probe;
+use bellwether_core::heartbeat::State;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
 
@@ -22,15 +23,18 @@ use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoi
 use crate::cluster::outliers::Witness;
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, Picked};
+use crate::message::forwarded::Trust;
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
-use crate::message::{grpc, hygiene};
+use crate::message::{fail, grpc, hygiene};
 use crate::net::wheel::Timer;
 use crate::snapshot::FailureWhen;
 use crate::telemetry::{AttemptEnd, CloseReason, OutcomeLabel, RetryTrigger, UpstreamFailure, WorkerId};
 
 const GRPC_UNAVAILABLE: u8 = 14;
+/// How long a wish to leave holds that came with an answer; a check that is answered without it ends it sooner.
+const WISH_HOLDS: Duration = Duration::from_secs(60);
 
 /// What is sent, however often.
 #[derive(Debug)]
@@ -130,6 +134,8 @@ impl AttemptGuard {
         self.rtt = Some(now.since(self.started));
         self.code = status.as_u16();
         let outcome = when.of_status(status, None);
+        // A head is a sign of life, however long its body takes.
+        self.cluster.endpoints[self.index].state.pulse.record(outcome, now);
         self.outcome = Some(match outcome {
             Outcome::Success => Outcome::Success,
             // A proxy between us and the endpoint said so for itself.
@@ -143,6 +149,23 @@ impl AttemptGuard {
             self.cluster
                 .metrics
                 .attempt_failed(self.id(), UpstreamFailure::Status);
+        }
+    }
+
+    /// The endpoint says that it wants no more. What a client can have made it say must not be worse than a wish: where
+    /// everybody wishes so, they are asked all the same.
+    fn wishes_to_leave(&self, now: Moment) {
+        self.cluster
+            .hear(self.index, State::Drain, WISH_HOLDS, self.witness(now));
+    }
+
+    fn witness(&self, now: Moment) -> Witness<'_> {
+        Witness {
+            worker: self.worker.id,
+            events: &self.worker.events,
+            generation: self.generation,
+            now,
+            score: self.worker.vitals.score(),
         }
     }
 
@@ -226,19 +249,13 @@ impl Drop for AttemptGuard {
         }
         let outcome = self.outcome.unwrap_or(Outcome::Ignored);
         endpoint.state.pulse.record(outcome, now);
-        let witness = Witness {
-            worker: self.worker.id,
-            events: &self.worker.events,
-            generation: self.generation,
-            now,
-            score: self.worker.vitals.score(),
-        };
+        let probe = self.probe.take();
         self.cluster.attempted(
             self.index,
-            self.probe.take(),
+            probe,
             outcome,
             self.kind(),
-            witness,
+            self.witness(now),
             &mut self.worker.dice.borrow_mut(),
         );
         let outcome = OutcomeLabel::from(outcome);
@@ -377,6 +394,14 @@ pub(super) async fn attempt(
                 let now = worker.tools.wheel.now();
                 if let Some(route) = cx.route(&cx.view) {
                     guard.answered(head.status, &head.headers, &route.failure_when, now);
+                }
+                if cluster.settings.heeds_answers
+                    && fail::said(&head.headers).is_some()
+                {
+                    guard.wishes_to_leave(now);
+                    if cx.view.hop.trust() == Trust::Untrusted {
+                        fail::strip(&mut head.headers);
+                    }
                 }
                 cx.upstream += now.since(started);
                 if let Some(translated) = &translated {

@@ -7,6 +7,7 @@
 
 use bellwether_core::arbiter::{self, Opinion, Source};
 use bellwether_core::breaker::State;
+use bellwether_core::health;
 use bellwether_core::outlier::{Finding, Withheld};
 use bellwether_core::{Outcome, Reason};
 
@@ -249,9 +250,9 @@ labels! {
         Timeout = "timeout",
         /// No connection.
         Refused = "refused",
-        /// Not counted, because too many failed at once to be true.
+        /// Left out, because requests were answered.
         Suppressed = "suppressed",
-        /// Taken back: the endpoint is gone.
+        /// Cut short by a reload; counts for nothing.
         Cancelled = "cancelled",
     }
 
@@ -416,6 +417,18 @@ impl From<arbiter::State> for EndpointLabel {
             arbiter::State::BreakerOpen => Self::BreakerOpen,
             arbiter::State::Degraded => Self::Degraded,
             arbiter::State::Available => Self::Available,
+        }
+    }
+}
+
+impl From<health::CheckResult> for CheckResult {
+    fn from(result: health::CheckResult) -> Self {
+        match result {
+            health::CheckResult::Passed => Self::Pass,
+            health::CheckResult::Failed(health::Failure::Refused) => Self::Refused,
+            health::CheckResult::Failed(health::Failure::TimedOut) => Self::Timeout,
+            health::CheckResult::Failed(health::Failure::Unfit) => Self::Fail,
+            health::CheckResult::Cancelled => Self::Cancelled,
         }
     }
 }

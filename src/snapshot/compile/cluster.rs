@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bellwether_core::balance::Policy;
-use bellwether_core::{Moment, budget, ejection, outlier};
+use bellwether_core::{Moment, budget, ejection, health, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
@@ -115,6 +114,7 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
+        heeds_answers: cluster.health_check.value.is_some(),
         outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
         retry_budget: cluster
             .retry_budget
@@ -366,22 +366,23 @@ fn probe(
 ) -> Option<probe::Settings> {
     let kind = if let Some(path) = &written.path {
         http_check(written, path, cx)?
+    } else if let Some(service) = &written.grpc_service {
+        Kind::Grpc(service.value.as_str().into())
     } else if written.tcp.as_ref().is_some_and(|tcp| tcp.value) {
         Kind::Tcp
     } else {
         return None;
     };
-    // A side of its own: a check is HTTP/1.1 whatever the cluster speaks.
+    // A side of its own: a check speaks what it needs, whatever the cluster speaks.
     let tls = match &cluster.tls.value {
         Some(_) => Some(tls::client(
             &format!("{owner} (health check)"),
             &cluster.tls,
-            &[Alpn::Http1],
+            kind.alpn(),
             cx,
         )?),
         None => None,
     };
-    let interval = written.interval.value;
     Some(probe::Settings {
         kind,
         port: written
@@ -389,11 +390,12 @@ fn probe(
             .as_ref()
             .and_then(|port| u16::try_from(port.value).ok()),
         tls,
-        interval,
-        edge_interval: interval.min(Duration::from_secs(1)),
-        timeout: written.timeout.value,
-        healthy_threshold: written.healthy_threshold.value,
-        unhealthy_threshold: written.unhealthy_threshold.value,
+        pace: health::Settings {
+            interval: written.interval.value,
+            timeout: written.timeout.value,
+            healthy_threshold: written.healthy_threshold.value,
+            unhealthy_threshold: written.unhealthy_threshold.value,
+        },
     })
 }
 
