@@ -24,5 +24,6 @@ pub(super) fn upkeep(snapshot: &Snapshot, witness: Witness<'_>, dice: &mut Dice)
     for cluster in &snapshot.clusters {
         cluster.sweep(witness, dice);
         cluster.heed_all(witness);
+        cluster.weigh(witness);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bellwether_core::arbiter::{Change, Ground, Opinion, Source};
 use bellwether_core::heartbeat::State;
+use bellwether_core::panic::{self, Edge};
 
 use super::Cluster;
 use super::outliers::Witness;
@@ -176,7 +177,43 @@ impl Cluster {
             self.metrics
                 .health_changed(witness.worker, HealthSource::from(source), to);
         }
+        if change.is_removal() || change.is_return() {
+            self.weigh(witness);
+        }
         is_news
+    }
+
+    /// Looks whether too few are left. Panic begins and ends here; who picks does not wait for it.
+    pub fn weigh(&self, witness: Witness<'_>) {
+        let (available, total) = self.standing();
+        // Switched off while it lasted, it ends.
+        let settings = self.settings.panic.unwrap_or(panic::Settings {
+            threshold: -1.0,
+            to: panic::To::Reject,
+        });
+        let Some(edge) = self.state.panic.observe(&settings, available, total, witness.now) else {
+            return;
+        };
+        let (from, to, evidence) = match edge {
+            Edge::Began => ("calm", "panic", format!("{available} of {total} endpoints are available")),
+            Edge::Ended(after) => (
+                "panic",
+                "calm",
+                format!("{available} of {total} endpoints are available, after {:.1} s", after.as_secs_f64()),
+            ),
+        };
+        self.metrics.set_panic(edge == Edge::Began);
+        let (cluster, asked) = (&*self.name, settings.to.name());
+        tracing::warn!(cluster, evidence, asked, "{to}");
+        witness.events.push(telemetry::Change {
+            kind: EventKind::Panic,
+            subject: String::from(cluster),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            reason: "panic_threshold".to_owned(),
+            evidence,
+            generation: witness.generation,
+        });
     }
 
     /// Says of every member that discovery, or the configuration, lists it. To be called before the cluster serves.

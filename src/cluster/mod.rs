@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use bellwether_core::arbiter::Source;
 use bellwether_core::balance::{Balancer, Load, Members};
 use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
 use bellwether_core::outlier::{self, Referee};
+use bellwether_core::panic::{self, Panic};
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
 use bellwether_core::{Dice, Moment};
@@ -77,6 +77,8 @@ pub struct Settings {
     pub heeds_answers: bool,
     /// Who is ejected, and for how long; none when off.
     pub outlier: Option<outlier::Settings>,
+    /// When too few are left, and what happens then; none when off.
+    pub panic: Option<panic::Settings>,
     /// How many retries the cluster can bear; none means any number.
     pub retry_budget: Option<budget::Settings>,
     /// What hashing policies hash.
@@ -111,6 +113,8 @@ pub struct Cluster {
 pub struct ClusterState {
     in_flight: AtomicU32,
     referee: Referee,
+    /// Whether too few are left.
+    panic: Panic,
     /// Whether an endpoint may be out.
     any_out: AtomicBool,
     breakers: Shelf<Breaker>,
@@ -206,34 +210,57 @@ impl Cluster {
                 probe: Some(probe),
             });
         }
-        let candidates = Candidates { cluster: self, tried };
-        if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
+        // Where panic began with endpoints left, nobody's health is asked; usually it begins when nobody is left.
+        let calm = Candidates {
+            cluster: self,
+            tried,
+            now,
+            panic: self.state.panic.since().and(self.settings.panic),
+        };
+        if let Some(index) = self.balancer.pick(&calm, hash, now, dice) {
             return Ok(Picked { index, probe: None });
         }
-        let untried = |index: usize| !tried.contains(&index_of(index));
-        let mut usable = (0..self.endpoints.len())
-            .filter(|index| self.endpoints[*index].is_usable())
-            .peekable();
-        if usable.peek().is_some() {
-            return Err(if usable.any(untried) {
-                NoPick::AtLimit
-            } else {
-                NoPick::AllTried
-            });
-        }
-        // Panic: nobody is left but those that are ejected, and one of them is better than nobody.
-        let only_ejected = |index: &usize| {
-            let endpoint = &self.endpoints[*index];
-            endpoint.weight > 0 && endpoint.state.availability().is_removed_only_by(Source::Ejection)
+        let panicking = Candidates {
+            panic: calm.panic.or_else(|| self.panics()),
+            ..calm
         };
-        let left: SmallVec<[usize; 8]> = (0..self.endpoints.len()).filter(only_ejected).collect();
-        if left.is_empty() {
+        if panicking.panic.is_some()
+            && calm.panic.is_none()
+            && let Some(index) = self.balancer.pick(&panicking, hash, now, dice)
+        {
+            return Ok(Picked { index, probe: None });
+        }
+        let mut willing = (0..self.endpoints.len())
+            .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
+            .peekable();
+        if willing.peek().is_none() {
             return Err(NoPick::NoneAvailable);
         }
-        let left: SmallVec<[usize; 8]> = left.into_iter().filter(|index| untried(*index)).collect();
-        let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
-        let index = *left.get(draw).ok_or(NoPick::AllTried)?;
-        Ok(Picked { index, probe: None })
+        let all_tried = willing.all(|index| tried.contains(&index_of(index)));
+        Err(if all_tried {
+            NoPick::AllTried
+        } else {
+            NoPick::AtLimit
+        })
+    }
+
+    /// How many members are available, of how many; those that somebody took out on purpose do not count.
+    fn standing(&self) -> (usize, usize) {
+        let counts = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.weight > 0 && !panic::is_taken_out(endpoint.state.availability()));
+        counts.fold((0, 0), |(available, total), endpoint| {
+            (available + usize::from(endpoint.is_usable()), total + 1)
+        })
+    }
+
+    /// The settings of panic, if this is one.
+    fn panics(&self) -> Option<panic::Settings> {
+        let (available, total) = self.standing();
+        self.settings
+            .panic
+            .filter(|settings| settings.is_panic(available, total))
     }
 }
 
@@ -242,9 +269,24 @@ fn index_of(index: usize) -> u32 {
 }
 
 /// What the balancer asks about the members at the moment of a pick.
+#[derive(Clone, Copy)]
 struct Candidates<'a> {
     cluster: &'a Cluster,
     tried: &'a Tried,
+    now: Moment,
+    /// In panic not health decides, but who would answer at all.
+    panic: Option<panic::Settings>,
+}
+
+impl Candidates<'_> {
+    /// Whether an endpoint would take a request, apart from limits and from what this request has tried.
+    fn is_willing(&self, index: usize) -> bool {
+        let state = &self.cluster.endpoints[index].state;
+        match &self.panic {
+            None => state.availability().is_available(),
+            Some(settings) => settings.admits(state.availability(), &state.pulse, self.now),
+        }
+    }
 }
 
 impl Members for Candidates<'_> {
@@ -254,7 +296,7 @@ impl Members for Candidates<'_> {
 
     fn eligible(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
-        endpoint.state.availability().is_available()
+        self.is_willing(index)
             && !self.tried.contains(&index_of(index))
             && self
                 .cluster
@@ -264,6 +306,9 @@ impl Members for Candidates<'_> {
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {
+        if self.panic.is_some() {
+            return 1.0;
+        }
         let arbiter = &self.cluster.endpoints[index].state.arbiter;
         let factor = arbiter.factor();
         let entered = arbiter.entered();

@@ -47,6 +47,7 @@ pub(super) fn settings() -> Settings {
         slow_start: None,
         heeds_answers: false,
         outlier: None,
+        panic: None,
         retry_budget: None,
         hash_on: Vec::new(),
     }

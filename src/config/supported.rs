@@ -28,7 +28,6 @@ pub const UNPERFORMED: &[&str] = &[
     "max_queue",
     "operation",
     "original_destination",
-    "panic",
     "prefer",
     "priority",
     "queue_timeout",
@@ -118,7 +117,6 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(outlier) = &cluster.outlier_detection.value {
         refuse.unless("outlier_detection.latency_factor", &outlier.latency_factor, "off");
     }
-    refuse.switch("panic", &cluster.panic);
     refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);
     refuse.switch("leader", &cluster.leader);
     refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");

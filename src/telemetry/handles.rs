@@ -313,6 +313,8 @@ pub struct ClusterMetrics {
     pub(crate) stale: AtomicBool,
     /// Whether members are checked.
     pub(crate) checked: AtomicBool,
+    /// Whether too few are left.
+    pub(crate) panic: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -368,6 +370,7 @@ impl ClusterMetrics {
             last_discovery: AtomicU64::new(0),
             stale: AtomicBool::new(false),
             checked: AtomicBool::new(false),
+            panic: AtomicBool::new(false),
         }
     }
 
@@ -457,6 +460,11 @@ impl ClusterMetrics {
     /// How many endpoints are in this state now.
     pub fn set_endpoints(&self, state: EndpointLabel, count: u64) {
         self.endpoints[state.index()].store(count, Ordering::Relaxed);
+    }
+
+    /// Whether too few endpoints are left.
+    pub fn set_panic(&self, panic: bool) {
+        self.panic.store(panic, Ordering::Relaxed);
     }
 
     /// Discovery said something. `now` is seconds since 1970 and is kept when the answer was usable.

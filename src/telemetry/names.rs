@@ -190,6 +190,8 @@ register! {
             "Health checks, by how they ended";
         HEALTH_TRANSITIONS = Counter "bellwether_health_transitions_total" Count ["cluster", "source", "to"]
             "Changes of opinion about endpoints, by who changed it and to what";
+        UPSTREAM_PANIC = Gauge "bellwether_upstream_panic" Flag ["cluster"]
+            "Whether too few endpoints of a cluster are left, so that their health is not asked";
         DISCOVERY_UPDATES = Counter "bellwether_discovery_updates_total" Count ["cluster", "result"]
             "Answers of a discovery source, by what they changed";
         DISCOVERY_LAST_SUCCESS = Gauge "bellwether_discovery_last_success_timestamp_seconds" Seconds ["cluster"]

@@ -349,6 +349,8 @@ impl Scrape {
                 }
             }
         }
+        let panic = cluster.panic.load(Ordering::Relaxed);
+        self.gauge(names::UPSTREAM_PANIC, &[name], flag(panic));
         if cluster.discovered.load(Ordering::Relaxed) {
             self.words::<DiscoveryResult>(names::DISCOVERY_UPDATES, name, |result| {
                 cells.sum(|b| &b.discovery[result.index()])

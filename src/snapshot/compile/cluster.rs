@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bellwether_core::balance::Policy;
-use bellwether_core::{Moment, budget, ejection, health, outlier};
+use bellwether_core::{Moment, budget, ejection, health, outlier, panic};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
@@ -116,6 +116,13 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         slow_start: cluster.slow_start.value,
         heeds_answers: cluster.health_check.value.is_some(),
         outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
+        panic: cluster.panic.value.as_ref().map(|written| panic::Settings {
+            threshold: written.threshold.fraction(),
+            to: match written.to.value {
+                written::PanicTo::All => panic::To::All,
+                written::PanicTo::Reject => panic::To::Reject,
+            },
+        }),
         retry_budget: cluster
             .retry_budget
             .value
