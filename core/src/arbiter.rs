@@ -144,9 +144,14 @@ impl Arbiter {
     /// Two loads.
     #[must_use]
     pub fn factor(&self) -> f32 {
+        self.share() * self.availability().factor()
+    }
+
+    /// The share of its weight that it asked for.
+    #[must_use]
+    pub fn share(&self) -> f32 {
         // Ordering: Relaxed; a lone value.
-        let share = f32::from_bits(self.share.load(Ordering::Relaxed));
-        share * self.availability().factor()
+        f32::from_bits(self.share.load(Ordering::Relaxed))
     }
 
     /// When it joined or last became available.

@@ -159,6 +159,16 @@ impl Checks {
         }
     }
 
+    /// With a verdict that was come to before, by another process for example.
+    #[must_use]
+    pub const fn with(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            row: 0,
+            skipped: 0,
+        }
+    }
+
     /// What results have shown.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {

@@ -106,11 +106,23 @@ impl Beats {
     /// Nothing yet.
     #[must_use]
     pub const fn new() -> Self {
+        Self::after(None)
+    }
+
+    /// With the order that was known before, by another process for example, and nothing said.
+    #[must_use]
+    pub const fn after(newest: Option<(u64, u64)>) -> Self {
         Self {
-            newest: None,
+            newest,
             said: None,
             heard: None,
         }
+    }
+
+    /// The incarnation and number of the newest beat.
+    #[must_use]
+    pub const fn newest(&self) -> Option<(u64, u64)> {
+        self.newest
     }
 
     /// What the newest beat said, while it holds.

@@ -27,6 +27,7 @@ const PATHS: &[&str] = &[
     "GET /readyz",
     "GET /metrics",
     "POST /quitquitquit",
+    "POST /v1/heartbeat",
     "GET /api/v1/listeners",
     "GET /api/v1/routes",
     "GET /api/v1/clusters",
@@ -457,6 +458,8 @@ pub(super) struct EndpointView {
     /// Set aside for behaving worse than others.
     ejected: Option<EjectedView>,
     in_flight: u32,
+    /// What it asked for itself by heartbeat.
+    asked: Option<AskedView>,
     /// Expected response time; null before the first answer.
     latency_estimate_ms: Option<f64>,
     /// Share of recent attempts that went well, 0.0 to 1.0.
@@ -525,6 +528,30 @@ impl EjectedView {
     }
 }
 
+/// What an endpoint asks for itself.
+#[derive(Debug, Serialize)]
+struct AskedView {
+    /// Share of its configured weight.
+    share: f64,
+    load: Option<f32>,
+    max_in_flight: Option<u32>,
+    /// Until that is forgotten.
+    seconds_left: f64,
+}
+
+impl AskedView {
+    fn of(endpoint: &Endpoint, now: Moment) -> Option<Self> {
+        let beats = endpoint.state.beats.lock();
+        let beat = beats.current(now)?;
+        Some(Self {
+            share: rounded(f64::from(beats.share(endpoint.weight, now))),
+            load: beat.load,
+            max_in_flight: beat.max_in_flight,
+            seconds_left: rounded(beats.until().since(now).as_secs_f64()),
+        })
+    }
+}
+
 impl EndpointView {
     fn new(endpoint: &Endpoint, set_aside: Option<Override>, now: Moment) -> Self {
         let (state, load) = (&endpoint.state, &endpoint.state.load);
@@ -544,6 +571,7 @@ impl EndpointView {
             drained: availability.is_drained_by(Source::Admin),
             ejected: EjectedView::of(endpoint, now),
             in_flight: load.in_flight(),
+            asked: AskedView::of(endpoint, now),
             latency_estimate_ms: estimate.map(|seconds| rounded(f64::from(seconds) * 1e3)),
             success: rounded(f64::from(load.success())),
             connections: state.connections(),

@@ -91,6 +91,7 @@ async fn served_with(security: Security) -> Served {
     let context = Arc::new(Context {
         cell: Arc::new(Cell::new(Arc::new(compiled.snapshot))),
         clock: crate::net::clock::Clock::start(),
+        vitals: Arc::new(Vitals::new(0)),
         recorder: Arc::new(Recorder::new(RecorderSettings::default())),
         events: Arc::new(Events::default()),
         log,

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::Dice;
+use bellwether_core::{Dice, Origin};
 use bellwether_core::arbiter::{Opinion, Source};
-use bellwether_core::health::{Change, Checks, Failure, Initial, Others, Traffic, Verdict};
+use bellwether_core::health::{Change, CheckResult, Checks, Failure, Initial, Others, Traffic, Verdict};
 use bellwether_core::moment::Moment;
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +108,13 @@ impl Checker {
             } else {
                 Others::None
             };
+            match result {
+                CheckResult::Passed => cluster.is_alive(index, witness),
+                CheckResult::Failed(Failure::Refused) => {
+                    self.state.pulse.record(bellwether_core::Outcome::Failure(Origin::Local), witness.now);
+                }
+                CheckResult::Failed(Failure::TimedOut | Failure::Unfit) | CheckResult::Cancelled => {}
+            }
             let change = {
                 let mut checks = self.state.checks.lock();
                 let checks = checks.get_or_insert(Checks::new(Initial::Up));

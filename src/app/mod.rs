@@ -5,6 +5,7 @@
 
 mod checks;
 mod drain;
+mod heartbeats;
 mod pressure;
 mod reload;
 pub mod report;
@@ -217,6 +218,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let context = Arc::new(Context {
         cell: Arc::clone(&cell),
         clock,
+        vitals: Arc::clone(&vitals),
         recorder: Arc::clone(&recorder),
         events: Arc::clone(&events),
         log,

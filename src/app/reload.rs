@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::checks::{self, Checker};
+use super::heartbeats::Watcher;
 use super::sockets::{Fresh, Sockets};
-use super::supervisor::{Supervisor, told};
+use super::supervisor::{Supervisor, Watching, told};
 use super::watch::{Options as WatchOptions, Watch};
 use super::worker::Order;
 use super::{report, systemd};
@@ -192,6 +193,7 @@ impl Supervisor {
         }
         self.reconcile_discovery();
         self.reconcile_probes(&snapshot);
+        self.reconcile_heartbeats(&snapshot);
         self.reconcile_watches();
         if let Some(admin) = &self.plan.admin {
             self.admin.security.store(Arc::new(Security::of(admin)));
@@ -295,6 +297,48 @@ impl Supervisor {
             };
             tokio::spawn(checker.run());
             self.tasks.probes.insert(key, (plan, cancel));
+        }
+    }
+
+    fn reconcile_heartbeats(&mut self, snapshot: &Snapshot) {
+        let mut running = std::mem::take(&mut self.tasks.heartbeats);
+        for cluster in &snapshot.clusters {
+            let before = running.remove(&cluster.name);
+            let Some(settings) = cluster.settings.heartbeat else {
+                if let Some(before) = before {
+                    before.cancel.cancel();
+                    cluster.stop_watching(self.witness());
+                }
+                continue;
+            };
+            let mut plans = self.plan.probes.iter();
+            let question = plans.find(|plan| plan.cluster == cluster.name).cloned();
+            let watching = match before {
+                Some(before) if before.settings == settings && before.question == question => before,
+                before => {
+                    if let Some(before) = before {
+                        before.cancel.cancel();
+                    }
+                    let cancel = CancellationToken::new();
+                    let watcher = Watcher {
+                        cluster: Arc::clone(&cluster.name),
+                        settings,
+                        question: question.as_ref().map(|plan| Arc::clone(&plan.settings)),
+                        voice: self.voice(),
+                        cancel: cancel.clone(),
+                    };
+                    tokio::spawn(watcher.run());
+                    Watching {
+                        settings,
+                        question,
+                        cancel,
+                    }
+                }
+            };
+            self.tasks.heartbeats.insert(Arc::clone(&cluster.name), watching);
+        }
+        for gone in running.into_values() {
+            gone.cancel.cancel();
         }
     }
 

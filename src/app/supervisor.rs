@@ -28,6 +28,7 @@ use crate::admin::{Command, Context};
 use crate::cluster::Cluster;
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent};
 use crate::cluster::health::{self, Said};
+use crate::cluster::heartbeat;
 use crate::cluster::outliers::Witness;
 use crate::config::Document;
 use crate::config::diagnostic::Diagnostics;
@@ -83,10 +84,18 @@ pub struct Supervisor {
 pub(super) struct Tasks {
     pub(super) discovery: HashMap<Arc<str>, (DiscoveryTask, CancellationToken)>,
     pub(super) probes: HashMap<(Arc<str>, SocketAddress), (ProbePlan, CancellationToken)>,
+    pub(super) heartbeats: HashMap<Arc<str>, Watching>,
     pub(super) config_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     pub(super) certificate_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     /// What readiness still waits for.
     pub(super) undiscovered: BTreeSet<Arc<str>>,
+}
+
+/// A cluster that is watched for signs of life.
+pub(super) struct Watching {
+    pub(super) settings: heartbeat::Settings,
+    pub(super) question: Option<ProbePlan>,
+    pub(super) cancel: CancellationToken,
 }
 
 /// Messages to the supervisor.

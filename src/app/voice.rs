@@ -41,9 +41,21 @@ impl Voice {
         id: u64,
         speak: impl FnOnce(&Cluster, usize, Witness<'_>) -> T,
     ) -> Option<T> {
+        let spoken = self.with(cluster, |cluster, witness| {
+            let index = cluster.endpoints.iter().position(|e| e.state.id == id)?;
+            Some(speak(cluster, index, witness))
+        });
+        spoken.flatten()
+    }
+
+    /// Speaks about a cluster; none if there is no such cluster any more.
+    pub(super) fn with<T>(
+        &self,
+        cluster: &str,
+        speak: impl FnOnce(&Cluster, Witness<'_>) -> T,
+    ) -> Option<T> {
         let snapshot = self.cell.load();
         let cluster = snapshot.clusters.iter().find(|known| &*known.name == cluster)?;
-        let index = cluster.endpoints.iter().position(|e| e.state.id == id)?;
         let witness = Witness {
             worker: WorkerId::CONTROL,
             events: &self.events,
@@ -51,6 +63,6 @@ impl Voice {
             now: self.now(),
             score: self.score(),
         };
-        Some(speak(cluster, index, witness))
+        Some(speak(cluster, witness))
     }
 }

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bellwether_core::Moment;
-use bellwether_core::arbiter::{Arbiter, Availability};
+use bellwether_core::arbiter::{Arbiter, Availability, Opinion, Source};
 use bellwether_core::balance::Load;
 use bellwether_core::ejection::Ejection;
-use bellwether_core::health::Checks;
+use bellwether_core::health::{Checks, Verdict};
 use bellwether_core::heartbeat::Beats;
 use bellwether_core::outlier::{self, Tally};
 use bellwether_core::pulse::Pulse;
@@ -16,6 +16,8 @@ use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
+use super::health::reason;
+use super::heartbeat::Watched;
 use crate::net::SocketAddress;
 use crate::telemetry::EndpointMetrics;
 
@@ -69,6 +71,10 @@ pub struct EndpointState {
     pub checks: Mutex<Option<Checks>>,
     /// What it said of itself.
     pub beats: Mutex<Beats>,
+    /// Its signs of life.
+    pub(super) watched: Mutex<Watched>,
+    /// How many requests it wants at a time; `u32::MAX` if it did not say.
+    most: AtomicU32,
     tallies: Shelf<Tally>,
     /// Open connections over all workers.
     connections: AtomicU32,
@@ -76,6 +82,15 @@ pub struct EndpointState {
     room_wanted: AtomicU32,
     /// How long it keeps idle connections, in milliseconds, as far as it has said so; 0 for unknown.
     idle_limit: AtomicU64,
+}
+
+/// What of an endpoint's health outlives a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// What checks have shown; none if it was not checked.
+    pub verdict: Option<Verdict>,
+    /// Incarnation and number of the newest heartbeat: what comes must be newer.
+    pub newest: Option<(u64, u64)>,
 }
 
 impl EndpointState {
@@ -91,6 +106,8 @@ impl EndpointState {
             ejection: Arc::default(),
             checks: Mutex::default(),
             beats: Mutex::default(),
+            watched: Mutex::default(),
+            most: AtomicU32::new(u32::MAX),
             tallies: Shelf::default(),
             connections: AtomicU32::new(0),
             room_wanted: AtomicU32::new(0),
@@ -103,6 +120,25 @@ impl EndpointState {
         self.arbiter.availability()
     }
 
+    /// What outlives the process, apart from [`EndpointState::ejection`].
+    pub fn save(&self) -> Saved {
+        Saved {
+            verdict: self.checks.lock().as_ref().map(Checks::verdict),
+            newest: self.beats.lock().newest(),
+        }
+    }
+
+    /// Takes over what another process knew, before anything is known here.
+    pub fn restore(&self, saved: Saved, now: Moment) {
+        *self.checks.lock() = saved.verdict.map(Checks::with);
+        *self.beats.lock() = Beats::after(saved.newest);
+        if saved.verdict.is_some_and(|verdict| !verdict.is_used()) {
+            let evidence = "as the process before found".to_owned();
+            self.arbiter
+                .set(Source::Check, Opinion::Down, reason::CHECK_FAILED, evidence, now);
+        }
+    }
+
     /// How attempts went, over the window that the settings ask for.
     pub fn tally(&self, settings: &outlier::Settings) -> Arc<Tally> {
         self.tallies.take(
@@ -112,6 +148,15 @@ impl EndpointState {
     }
 
     // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
+
+    /// How many requests it wants at a time.
+    pub(super) fn ask_at_most(&self, most: Option<u32>) {
+        self.most.store(most.unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn asked_at_most(&self) -> u32 {
+        self.most.load(Ordering::Relaxed)
+    }
 
     /// Open connections over all workers.
     pub fn connections(&self) -> u32 {

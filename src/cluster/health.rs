@@ -6,10 +6,8 @@
 //! count. Ejection has events of its own and is only counted here.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use bellwether_core::arbiter::{Change, Ground, Opinion, Source};
-use bellwether_core::heartbeat::State;
 use bellwether_core::panic::{self, Edge};
 
 use super::Cluster;
@@ -62,6 +60,20 @@ pub mod reason {
     pub const AGENT_DRAIN: &str = "agent_drain";
     /// It says itself that it cannot serve.
     pub const AGENT_DOWN: &str = "agent_down";
+    /// It was never heard from.
+    pub const HEARTBEAT_NONE: &str = "heartbeat_none";
+    /// It is heard from.
+    pub const HEARTBEAT_FINE: &str = "heartbeat_fine";
+    /// It is late.
+    pub const HEARTBEAT_LATE: &str = "heartbeat_late";
+    /// It is not heard from any more.
+    pub const HEARTBEAT_LOST: &str = "heartbeat_lost";
+    /// It seems to be gone, but as many as may be are out.
+    pub const HEARTBEAT_KEPT: &str = "heartbeat_kept";
+    /// It seems to be gone, but this process is unwell itself.
+    pub const HEARTBEAT_UNSURE: &str = "heartbeat_unsure";
+    /// It is not watched any more.
+    pub const HEARTBEAT_OFF: &str = "heartbeat_off";
     /// It is not checked any more.
     pub const CHECK_OFF: &str = "check_off";
 }
@@ -129,35 +141,6 @@ impl Cluster {
     pub fn is_anybody_beside(&self, index: usize) -> bool {
         let mut endpoints = self.endpoints.iter().enumerate();
         endpoints.any(|(other, endpoint)| other != index && endpoint.is_usable())
-    }
-
-    /// An endpoint said this of itself in an answer; that holds for `ttl`.
-    pub fn hear(&self, index: usize, word: State, ttl: Duration, witness: Witness<'_>) {
-        {
-            let mut beats = self.endpoints[index].state.beats.lock();
-            if word == State::Up && beats.heard(witness.now).is_none() {
-                return;
-            }
-            beats.hear(word, ttl, witness.now);
-        }
-        self.heed(index, witness);
-    }
-
-    /// Shows the arbiter what the endpoint says of itself at this moment: what it said may be over.
-    pub fn heed(&self, index: usize, witness: Witness<'_>) {
-        let (state, now) = (&self.endpoints[index].state, witness.now);
-        self.voice(index, Source::Agent, witness, || {
-            let beats = state.beats.lock();
-            let opinion = beats.opinion(now);
-            let word = match opinion {
-                Opinion::Unknown => reason::AGENT_SILENT,
-                Opinion::Up | Opinion::Degraded => reason::AGENT_UP,
-                Opinion::Draining => reason::AGENT_DRAIN,
-                Opinion::Down => reason::AGENT_DOWN,
-            };
-            let heard = beats.heard(now).map(|state| format!("in an answer: {}", state.name()));
-            (opinion, word, heard.unwrap_or_default())
-        });
     }
 
     /// Ends what endpoints said of themselves when it is over. To be called about once a second.

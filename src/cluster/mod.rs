@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
 pub mod health;
+pub mod heartbeat;
 pub mod outliers;
 pub mod pool;
 pub mod probe;
@@ -75,6 +76,8 @@ pub struct Settings {
     /// Whether what an endpoint says of itself in an answer is believed ([`crate::message::fail`]): where something brings
     /// it back that asks again.
     pub heeds_answers: bool,
+    /// How endpoints are watched for signs of life; none when off.
+    pub heartbeat: Option<heartbeat::Settings>,
     /// Who is ejected, and for how long; none when off.
     pub outlier: Option<outlier::Settings>,
     /// When too few are left, and what happens then; none when off.
@@ -115,6 +118,8 @@ pub struct ClusterState {
     referee: Referee,
     /// Whether too few are left.
     panic: Panic,
+    /// `f32` bits: the greatest share of its weight that an endpoint asks for, above 1; 0 for none.
+    greatest: AtomicU32,
     /// Whether an endpoint may be out.
     any_out: AtomicBool,
     breakers: Shelf<Breaker>,
@@ -122,6 +127,17 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// What shares are relative to: an endpoint that asks for twice its weight makes all others get half as often.
+    fn greatest_share(&self) -> f32 {
+        // Ordering: Relaxed; a lone value.
+        f32::from_bits(self.greatest.load(Ordering::Relaxed)).max(1.0)
+    }
+
+    fn set_greatest_share(&self, share: f32) {
+        // Ordering: Relaxed, as above.
+        self.greatest.store(share.to_bits(), Ordering::Relaxed);
+    }
+
     /// The breaker that all routes to the cluster share.
     pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
         self.breakers.take(
@@ -279,6 +295,13 @@ struct Candidates<'a> {
 }
 
 impl Candidates<'_> {
+    /// Whether an endpoint is below its limit, and below what it asked for itself.
+    fn has_room(&self, endpoint: &Endpoint) -> bool {
+        let limit = self.cluster.settings.max_in_flight_per_endpoint.unwrap_or(u32::MAX);
+        let limit = limit.min(endpoint.state.asked_at_most());
+        limit == u32::MAX || endpoint.state.load.in_flight() < limit
+    }
+
     /// Whether an endpoint would take a request, apart from limits and from what this request has tried.
     fn is_willing(&self, index: usize) -> bool {
         let state = &self.cluster.endpoints[index].state;
@@ -298,11 +321,7 @@ impl Members for Candidates<'_> {
         let endpoint = &self.cluster.endpoints[index];
         self.is_willing(index)
             && !self.tried.contains(&index_of(index))
-            && self
-                .cluster
-                .settings
-                .max_in_flight_per_endpoint
-                .is_none_or(|limit| endpoint.state.load.in_flight() < limit)
+            && self.has_room(endpoint)
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {
@@ -310,7 +329,7 @@ impl Members for Candidates<'_> {
             return 1.0;
         }
         let arbiter = &self.cluster.endpoints[index].state.arbiter;
-        let factor = arbiter.factor();
+        let factor = arbiter.factor() / self.cluster.state.greatest_share();
         let entered = arbiter.entered();
         match self.cluster.settings.slow_start {
             Some(window) if entered > Moment::ZERO => factor * SlowStart { window }.factor(entered, now),

@@ -133,6 +133,7 @@ impl Cluster {
                 generation: witness.generation,
             });
         }
+        self.show_ejections(witness);
         let out = self
             .endpoints
             .iter()
@@ -217,6 +218,15 @@ impl Cluster {
                 .is_down_by(Source::Ejection);
             if self.endpoints[index].state.ejection.pardon(witness.now) || is_shown {
                 self.returned(index, "outlier_detection is off", witness);
+            }
+        }
+    }
+
+    /// Shows the arbiter every ejection that it does not know, one taken over from another process for example.
+    pub fn show_ejections(&self, witness: Witness<'_>) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if endpoint.state.availability().is_down_by(Source::Ejection) == endpoint.is_in_service() {
+                self.show_ejection(index, "taken_over", "", witness);
             }
         }
     }

@@ -46,6 +46,7 @@ pub(super) fn settings() -> Settings {
         max_in_flight_per_endpoint: None,
         slow_start: None,
         heeds_answers: false,
+        heartbeat: None,
         outlier: None,
         panic: None,
         retry_budget: None,

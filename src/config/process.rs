@@ -41,6 +41,8 @@ object! {
         bearer_token: Option<Sp<Secret>> = none;
         /// read only
         viewer_token: Option<Sp<Secret>> = none;
+        /// heartbeats of endpoints, nothing else
+        heartbeat_token: Option<Sp<Secret>> = none;
     }
 }
 

@@ -21,7 +21,6 @@ pub const UNPERFORMED: &[&str] = &[
     "fallback",
     "fault",
     "fleet",
-    "heartbeat",
     "hedge",
     "latency_factor",
     "leader",
@@ -110,9 +109,6 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
 fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(discovery) = &cluster.discovery {
         refuse.some("discovery.kubernetes", discovery.kubernetes.as_ref());
-    }
-    if let Some(heartbeat) = &cluster.heartbeat {
-        refuse.switch("heartbeat", heartbeat);
     }
     if let Some(outlier) = &cluster.outlier_detection.value {
         refuse.unless("outlier_detection.latency_factor", &outlier.latency_factor, "off");

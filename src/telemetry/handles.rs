@@ -19,7 +19,7 @@ use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, Wo
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
+    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
     RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
@@ -330,6 +330,7 @@ pub(crate) struct ClusterBlock {
     pub(crate) closed: [Cell64; CloseReason::COUNT],
     pub(crate) ejections: [[Cell64; EjectionResult::COUNT]; Detector::COUNT],
     pub(crate) checks: [Cell64; CheckResult::COUNT],
+    pub(crate) heartbeats: [Cell64; HeartbeatResult::COUNT],
     pub(crate) transitions: [[Cell64; HealthTo::COUNT]; HealthSource::COUNT],
     pub(crate) discovery: [Cell64; DiscoveryResult::COUNT],
 }
@@ -348,6 +349,7 @@ impl Block for ClusterBlock {
             closed: Default::default(),
             ejections: Default::default(),
             checks: Default::default(),
+            heartbeats: Default::default(),
             transitions: Default::default(),
             discovery: Default::default(),
         }
@@ -451,6 +453,12 @@ impl ClusterMetrics {
         slot.block.checks[result.index()].add(slot.access, 1);
     }
 
+    /// A heartbeat came.
+    pub fn heartbeat_received(&self, worker: WorkerId, result: HeartbeatResult) {
+        let slot = self.cells.at(worker);
+        slot.block.heartbeats[result.index()].add(slot.access, 1);
+    }
+
     /// An endpoint came or went.
     pub fn health_changed(&self, worker: WorkerId, source: HealthSource, to: HealthTo) {
         let slot = self.cells.at(worker);
@@ -503,6 +511,8 @@ pub struct EndpointMetrics {
     pub(crate) weight: AtomicU64,
     /// Bits of an `f64`, in seconds.
     pub(crate) latency: AtomicU64,
+    /// Bits of an `f64`; not a number while nobody watches.
+    pub(crate) phi: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -530,6 +540,7 @@ impl EndpointMetrics {
             up: AtomicBool::new(true),
             weight: AtomicU64::new(1_f64.to_bits()),
             latency: AtomicU64::new(0_f64.to_bits()),
+            phi: AtomicU64::new(f64::NAN.to_bits()),
         }
     }
 
@@ -556,6 +567,12 @@ impl EndpointMetrics {
     /// Its share, as configured or discovered.
     pub fn set_weight(&self, weight: f64) {
         self.weight.store(weight.to_bits(), Ordering::Relaxed);
+    }
+
+    /// How surprising its silence is; none when nobody watches it.
+    pub fn set_phi(&self, phi: Option<f64>) {
+        self.phi
+            .store(phi.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
     }
 
     /// What the balancer believes it needs for an answer.
@@ -603,6 +620,7 @@ pub(crate) struct ProcessBlock {
     pub(crate) reloads: [[Cell64; ReloadTrigger::COUNT]; ReloadResult::COUNT],
     pub(crate) lag: HistogramCells,
     pub(crate) access_log_dropped: Cell64,
+    pub(crate) heartbeats: [Cell64; HeartbeatResult::COUNT],
 }
 
 impl Block for ProcessBlock {
@@ -612,6 +630,7 @@ impl Block for ProcessBlock {
             reloads: Default::default(),
             lag: HistogramCells::new(&layout.overhead),
             access_log_dropped: Cell64::default(),
+            heartbeats: Default::default(),
         }
     }
 }
@@ -672,6 +691,12 @@ impl ProcessMetrics {
     /// Where the process is on its way out.
     pub fn set_drain_state(&self, state: DrainState) {
         self.drain.store(state.index() as u64, Ordering::Relaxed);
+    }
+
+    /// A heartbeat came that belongs to no cluster.
+    pub fn heartbeat_received(&self, worker: WorkerId, result: HeartbeatResult) {
+        let slot = self.cells.at(worker);
+        slot.block.heartbeats[result.index()].add(slot.access, 1);
     }
 
     /// How unwell the process is, 0 to 7.

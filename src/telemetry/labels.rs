@@ -8,6 +8,7 @@
 use bellwether_core::arbiter::{self, Opinion, Source};
 use bellwether_core::breaker::State;
 use bellwether_core::health;
+use bellwether_core::heartbeat::Received;
 use bellwether_core::outlier::{Finding, Withheld};
 use bellwether_core::{Outcome, Reason};
 
@@ -256,6 +257,18 @@ labels! {
         Cancelled = "cancelled",
     }
 
+    /// What became of a heartbeat.
+    HeartbeatResult {
+        /// It is the newest.
+        Accepted = "accepted",
+        /// A newer one came before.
+        Stale = "stale",
+        /// There is no such endpoint.
+        Unknown = "unknown",
+        /// The sender is somebody else, or it makes no sense.
+        Rejected = "rejected",
+    }
+
     /// Who changed the health of an endpoint.
     HealthSource {
         /// The active check.
@@ -433,6 +446,17 @@ impl From<health::CheckResult> for CheckResult {
     }
 }
 
+impl From<Received> for HeartbeatResult {
+    fn from(received: Received) -> Self {
+        match received {
+            Received::Accepted => Self::Accepted,
+            Received::Stale => Self::Stale,
+            Received::Unknown => Self::Unknown,
+            Received::Forged | Received::Invalid(_) => Self::Rejected,
+        }
+    }
+}
+
 impl From<Source> for HealthSource {
     fn from(source: Source) -> Self {
         match source {
@@ -548,6 +572,7 @@ mod tests {
         check::<EndpointLabel>();
         check::<CheckResult>();
         check::<HealthSource>();
+        check::<HeartbeatResult>();
         check::<HealthTo>();
         check::<RetryTrigger>();
         check::<RetryResult>();

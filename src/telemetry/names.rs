@@ -10,7 +10,7 @@ use bellwether_core::Reason;
 
 use super::labels::{
     CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult,
     ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
@@ -182,6 +182,8 @@ register! {
             "Weight of an endpoint among its siblings";
         ENDPOINT_LATENCY = Gauge "bellwether_endpoint_latency_ewma_seconds" Seconds ["cluster", "endpoint"]
             "What the balancer believes an endpoint needs for an answer";
+        ENDPOINT_PHI = Gauge "bellwether_endpoint_phi" Count ["cluster", "endpoint"]
+            "How surprising the silence of an endpoint is: at N one suspicion in 10^N is wrong";
         EJECTIONS = Counter "bellwether_ejections_total" Count ["cluster", "detector", "enforced", "unenforced_reason"]
             "Endpoints found to behave worse than others, by how, and whether they were ejected for it";
         EJECTIONS_ACTIVE = Gauge "bellwether_ejections_active" Count ["cluster"]
@@ -190,6 +192,8 @@ register! {
             "Health checks, by how they ended";
         HEALTH_TRANSITIONS = Counter "bellwether_health_transitions_total" Count ["cluster", "source", "to"]
             "Changes of opinion about endpoints, by who changed it and to what";
+        HEARTBEATS = Counter "bellwether_heartbeats_total" Count ["cluster", "result"]
+            "Heartbeats that were sent to us, by what became of them (cluster none: nobody's)";
         UPSTREAM_PANIC = Gauge "bellwether_upstream_panic" Flag ["cluster"]
             "Whether too few endpoints of a cluster are left, so that their health is not asked";
         DISCOVERY_UPDATES = Counter "bellwether_discovery_updates_total" Count ["cluster", "result"]
@@ -326,6 +330,7 @@ fn words() -> Vec<(Option<&'static Metric>, &'static str, Vec<&'static str>)> {
         (Some(TLS_HANDSHAKES), "result", all::<TlsResult>()),
         (Some(ENDPOINTS), "state", all::<EndpointLabel>()),
         (Some(HEALTH_CHECKS), "result", all::<CheckResult>()),
+        (Some(HEARTBEATS), "result", all::<HeartbeatResult>()),
         (Some(HEALTH_TRANSITIONS), "source", all::<HealthSource>()),
         (Some(HEALTH_TRANSITIONS), "to", all::<HealthTo>()),
         (Some(DISCOVERY_UPDATES), "result", all::<DiscoveryResult>()),

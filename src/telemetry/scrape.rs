@@ -21,7 +21,7 @@ use super::handles::{
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
+    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
     RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
@@ -349,6 +349,13 @@ impl Scrape {
                 }
             }
         }
+        for result in HeartbeatResult::ALL {
+            let count = cells.sum(|b| &b.heartbeats[result.index()]);
+            // Most clusters are not sent any.
+            if count > 0 {
+                self.counter(names::HEARTBEATS, &[name, result.word()], count);
+            }
+        }
         let panic = cluster.panic.load(Ordering::Relaxed);
         self.gauge(names::UPSTREAM_PANIC, &[name], flag(panic));
         if cluster.discovered.load(Ordering::Relaxed) {
@@ -387,6 +394,10 @@ impl Scrape {
             self.gauge(names::ENDPOINT_WEIGHT, &[cluster, name], weight);
             let latency = f64::from_bits(endpoint.latency.load(Ordering::Relaxed));
             self.gauge(names::ENDPOINT_LATENCY, &[cluster, name], latency);
+            let phi = f64::from_bits(endpoint.phi.load(Ordering::Relaxed));
+            if !phi.is_nan() {
+                self.gauge(names::ENDPOINT_PHI, &[cluster, name], phi);
+            }
         }
     }
 
@@ -398,6 +409,7 @@ impl Scrape {
             names::ENDPOINT_IN_FLIGHT,
             names::ENDPOINT_WEIGHT,
             names::ENDPOINT_LATENCY,
+            names::ENDPOINT_PHI,
         ] {
             self.counter(names::METRICS_SERIES_DROPPED, &[metric.name], folded);
         }
@@ -431,6 +443,10 @@ impl Scrape {
             &[],
             cells.sum(|b| &b.access_log_dropped),
         );
+        for result in [HeartbeatResult::Unknown, HeartbeatResult::Rejected] {
+            let count = cells.sum(|b| &b.heartbeats[result.index()]);
+            self.counter(names::HEARTBEATS, &["none", result.word()], count);
+        }
         let state = process.drain.load(Ordering::Relaxed);
         for drain in DrainState::ALL {
             self.gauge(

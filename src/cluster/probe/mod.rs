@@ -143,6 +143,16 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// Only whether a connection can be opened, within `timeout`.
+pub async fn connect(target: &Target, timeout: Duration) -> Outcome {
+    let options = ConnectOptions::default();
+    match tokio::time::timeout(timeout, tcp::connect(&target.address, &options)).await {
+        Ok(Ok(_)) => Outcome::Pass,
+        Ok(Err(error)) => Outcome::Refused(error.to_string().into()),
+        Err(_elapsed) => Outcome::Timeout,
+    }
+}
+
 /// One check, which may take `timeout`.
 pub async fn check(target: &Target, settings: &Settings, timeout: Duration) -> Checked {
     let (address, dialled, authority) = match (&target.address, settings.port) {

@@ -5,12 +5,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bellwether_core::balance::Policy;
-use bellwether_core::{Moment, budget, ejection, health, outlier, panic};
+use bellwether_core::{Moment, budget, ejection, health, outlier, panic, phi};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
 use crate::cluster::discovery::fixed::{Entry, Place};
 use crate::cluster::discovery::{Member, dns, file, fixed, http as http_source, keep};
+use crate::cluster::heartbeat::{self, Signs};
 use crate::cluster::probe::{self, HttpCheck, Kind};
 use crate::cluster::{Cluster, Protocol, Settings};
 use crate::config::Sp;
@@ -114,7 +115,8 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
-        heeds_answers: cluster.health_check.value.is_some(),
+        heartbeat: heartbeat(cluster),
+        heeds_answers: cluster.health_check.value.is_some() || heartbeat(cluster).is_some(),
         outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
         panic: cluster.panic.value.as_ref().map(|written| panic::Settings {
             threshold: written.threshold.fraction(),
@@ -134,6 +136,29 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
             }),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
     }
+}
+
+fn heartbeat(cluster: &written::Cluster) -> Option<heartbeat::Settings> {
+    let written = cluster.heartbeat.as_ref()?.value.as_ref()?;
+    let threshold = f64::from(written.phi_threshold.value);
+    let outlier = cluster.outlier_detection.value.as_ref();
+    Some(heartbeat::Settings {
+        signs: match written.source.value {
+            written::HeartbeatSource::Any => Signs::Any,
+            written::HeartbeatSource::Probe => Signs::Probe,
+            written::HeartbeatSource::Push => Signs::Push,
+            written::HeartbeatSource::Traffic => Signs::Traffic,
+        },
+        phi: phi::Settings {
+            interval: written.interval.value,
+            phi_threshold: threshold,
+            // 3 of 8, as usual.
+            degraded_at: threshold * 0.375,
+            acceptable_pause: written.acceptable_pause.value,
+            timeout: written.timeout.value,
+        },
+        max_percent: outlier.map_or(0.5, |outlier| outlier.max_ejection_percent.fraction()),
+    })
 }
 
 fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
