@@ -84,6 +84,8 @@ pub struct Settings {
     pub panic: Option<panic::Settings>,
     /// How many retries the cluster can bear; none means any number.
     pub retry_budget: Option<budget::Settings>,
+    /// The zone that requests stay in as far as it bears them: our own, if it is known and asked for.
+    pub zone: Option<Arc<str>>,
     /// What hashing policies hash.
     pub hash_on: Vec<HashKey>,
 }
@@ -322,6 +324,10 @@ impl Members for Candidates<'_> {
         self.is_willing(index)
             && !self.tried.contains(&index_of(index))
             && self.has_room(endpoint)
+    }
+
+    fn in_service(&self, index: usize) -> bool {
+        self.is_willing(index)
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {

@@ -50,6 +50,7 @@ pub(super) fn settings() -> Settings {
         outlier: None,
         panic: None,
         retry_budget: None,
+        zone: None,
         hash_on: Vec::new(),
     }
 }

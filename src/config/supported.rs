@@ -32,7 +32,6 @@ pub const UNPERFORMED: &[&str] = &[
     "queue_timeout",
     "rate_limit",
     "tracing",
-    "zone_aware",
 ];
 
 /// Refuses what is written and not performed.
@@ -118,11 +117,6 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");
     refuse.unless("limits.queue_timeout", &cluster.limits.queue_timeout, "1s");
     refuse.unless("load_balancing.prefer", &cluster.load_balancing.prefer, "none");
-    refuse.when(
-        true,
-        "load_balancing.zone_aware",
-        cluster.load_balancing.zone_aware.key,
-    );
 }
 
 struct Refuse<'a> {

@@ -134,6 +134,7 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
                 per_second: budget.min_per_second.value,
                 window: budget.window.value,
             }),
+        zone: cluster.load_balancing.zone_aware.value.then(|| own_zone(cx)).flatten(),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
     }
 }
@@ -159,6 +160,13 @@ fn heartbeat(cluster: &written::Cluster) -> Option<heartbeat::Settings> {
         },
         max_percent: outlier.map_or(0.5, |outlier| outlier.max_ejection_percent.fraction()),
     })
+}
+
+/// Where we are: as configured, else as whoever started us says.
+fn own_zone(cx: &Context<'_>) -> Option<Arc<str>> {
+    let written = cx.document.config.runtime.zone.as_ref().map(|zone| zone.value.clone());
+    let zone = written.or_else(|| std::env::var("BELLWETHER_ZONE").ok())?;
+    (!zone.is_empty()).then(|| zone.into())
 }
 
 fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
