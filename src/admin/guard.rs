@@ -128,7 +128,9 @@ impl Security {
             let token = token.as_ref();
             token.is_some_and(|token| bearer(headers).is_some_and(|given| token.is(given)))
         };
-        let is_known = peer.and_then(|peer| peer.tls.as_ref()).is_some_and(|tls| !tls.peer_names.is_empty());
+        let is_known = peer
+            .and_then(|peer| peer.tls.as_ref())
+            .is_some_and(|tls| !tls.peer_names.is_empty());
         let is_free = self.heartbeat_token.is_none() && !self.needs_token() && is_local(peer);
         bears(&self.bearer_token) || bears(&self.heartbeat_token) || is_known || is_free
     }

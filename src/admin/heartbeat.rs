@@ -44,11 +44,10 @@ struct Said {
 impl Said {
     fn beat(&self) -> Result<Beat, Problem> {
         let Some(state) = Word::from_name(&self.state) else {
-            return Err(Problem::new(
-                400,
-                format!("`{}` is no state", self.state.escape_default()),
-            )
-            .help("states: up, drain, maint, down"));
+            return Err(
+                Problem::new(400, format!("`{}` is no state", self.state.escape_default()))
+                    .help("states: up, drain, maint, down"),
+            );
         };
         let weight = match &self.weight {
             None => None,
@@ -103,7 +102,10 @@ pub(super) async fn receive(
     body: Content,
 ) -> Result<Response, Problem> {
     let nobody = |problem: Problem| {
-        context.recorder.process().heartbeat_received(WorkerId::CONTROL, HeartbeatResult::Rejected);
+        context
+            .recorder
+            .process()
+            .heartbeat_received(WorkerId::CONTROL, HeartbeatResult::Rejected);
         problem
     };
     let said: Said = read(&body).map_err(nobody)?;
@@ -157,7 +159,10 @@ pub(super) async fn receive(
     match received {
         Received::Accepted => Ok(problem::ok(&Answer {
             result: received.name(),
-            clusters: heard.iter().map(|(cluster, _)| cluster.name.to_string()).collect(),
+            clusters: heard
+                .iter()
+                .map(|(cluster, _)| cluster.name.to_string())
+                .collect(),
         })),
         Received::Stale => Err(Problem::new(
             409,
@@ -189,4 +194,3 @@ fn is_endpoint(peer: Option<&PeerInfo>, endpoint: &Endpoint) -> bool {
         (SocketAddress::Unix(_), SocketAddress::Ip(endpoint)) => endpoint.ip().is_loopback(),
     }
 }
-

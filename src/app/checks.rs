@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::{Dice, Origin};
 use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::health::{Change, CheckResult, Checks, Failure, Initial, Others, Traffic, Verdict};
 use bellwether_core::moment::Moment;
+use bellwether_core::{Dice, Origin};
 use tokio_util::sync::CancellationToken;
 
 use super::voice::Voice;
@@ -111,7 +111,9 @@ impl Checker {
             match result {
                 CheckResult::Passed => cluster.is_alive(index, witness),
                 CheckResult::Failed(Failure::Refused) => {
-                    self.state.pulse.record(bellwether_core::Outcome::Failure(Origin::Local), witness.now);
+                    self.state
+                        .pulse
+                        .record(bellwether_core::Outcome::Failure(Origin::Local), witness.now);
                 }
                 CheckResult::Failed(Failure::TimedOut | Failure::Unfit) | CheckResult::Cancelled => {}
             }
@@ -133,13 +135,7 @@ impl Checker {
 }
 
 /// Voices what checks have come to.
-fn conclusion(
-    cluster: &Cluster,
-    index: usize,
-    change: Change,
-    outcome: &Outcome,
-    witness: Witness<'_>,
-) {
+fn conclusion(cluster: &Cluster, index: usize, change: Change, outcome: &Outcome, witness: Witness<'_>) {
     let (opinion, reason) = match change {
         Change::Up => (Opinion::Up, reason::CHECK_PASSED),
         Change::Down(failure) => (Opinion::Down, word(failure)),

@@ -40,8 +40,8 @@ use crate::snapshot::compile::{Certificates, DiscoveryTask, Plan, ProbePlan};
 use crate::snapshot::registry::Registry;
 use crate::snapshot::{Direction, Snapshot};
 use crate::telemetry::{
-    AccessLog, Change, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
-    Events, Label, ReloadResult, ReloadTrigger, Vitals, WorkerId,
+    AccessLog, Change, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind, Events, Label,
+    ReloadResult, ReloadTrigger, Shown, Vitals, WorkerId,
 };
 
 /// Where the configuration comes from.
@@ -385,9 +385,17 @@ impl Supervisor {
         }
     }
 
-    /// Decides how members are treated that are new, before the cluster serves.
+    /// Decides how members are treated that are new, before the cluster serves, and which of its series are shown.
     fn prepare(&self, cluster: &Cluster) {
-        if self.plan.probes.iter().any(|plan| plan.cluster == cluster.name) {
+        let is_checked = self.plan.probes.iter().any(|plan| plan.cluster == cluster.name);
+        let is_told = self
+            .plan
+            .discovery
+            .iter()
+            .any(|task| task.cluster == cluster.name);
+        let shown = |shown: bool| if shown { Shown::Yes } else { Shown::No };
+        cluster.metrics.show(shown(is_told), shown(is_checked));
+        if is_checked {
             checks::prepare(cluster, self.witness());
         }
     }

@@ -49,11 +49,7 @@ impl Voice {
     }
 
     /// Speaks about a cluster; none if there is no such cluster any more.
-    pub(super) fn with<T>(
-        &self,
-        cluster: &str,
-        speak: impl FnOnce(&Cluster, Witness<'_>) -> T,
-    ) -> Option<T> {
+    pub(super) fn with<T>(&self, cluster: &str, speak: impl FnOnce(&Cluster, Witness<'_>) -> T) -> Option<T> {
         let snapshot = self.cell.load();
         let cluster = snapshot.clusters.iter().find(|known| &*known.name == cluster)?;
         let witness = Witness {

@@ -178,11 +178,18 @@ impl Cluster {
             return;
         };
         let (from, to, evidence) = match edge {
-            Edge::Began => ("calm", "panic", format!("{available} of {total} endpoints are available")),
+            Edge::Began => (
+                "calm",
+                "panic",
+                format!("{available} of {total} endpoints are available"),
+            ),
             Edge::Ended(after) => (
                 "panic",
                 "calm",
-                format!("{available} of {total} endpoints are available, after {:.1} s", after.as_secs_f64()),
+                format!(
+                    "{available} of {total} endpoints are available, after {:.1} s",
+                    after.as_secs_f64()
+                ),
             ),
         };
         self.metrics.set_panic(edge == Edge::Began);

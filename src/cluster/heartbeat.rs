@@ -9,11 +9,11 @@
 
 use std::time::Duration;
 
+use bellwether_core::Moment;
 use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::heartbeat::{self, Beat, Received, Sender, State};
 use bellwether_core::outlier::Cap;
 use bellwether_core::phi::{self, Detector, Liveness, Suspicion};
-use bellwether_core::Moment;
 
 use super::Cluster;
 use super::health::{Said, reason};
@@ -138,7 +138,10 @@ impl Cluster {
         let beats = &endpoint.state.beats;
         {
             let beats = beats.lock();
-            endpoint.state.arbiter.set_share(beats.share(endpoint.weight, now));
+            endpoint
+                .state
+                .arbiter
+                .set_share(beats.share(endpoint.weight, now));
             endpoint.state.ask_at_most(beats.max_in_flight(now));
         }
         self.voice(index, Source::Agent, witness, || {
@@ -228,7 +231,8 @@ impl Cluster {
             .filter(|e| e.state.availability().is_down_by(Source::Heartbeat))
             .count();
         // Who is unavailable anyway takes nobody's place by going.
-        let left = group().filter(|e| e.is_usable()).count() + usize::from(!self.endpoints[index].is_usable());
+        let left =
+            group().filter(|e| e.is_usable()).count() + usize::from(!self.endpoints[index].is_usable());
         Cap::new(group().count(), settings.max_percent)
             .admit(out, left)
             .is_ok()

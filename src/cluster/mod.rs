@@ -299,7 +299,11 @@ struct Candidates<'a> {
 impl Candidates<'_> {
     /// Whether an endpoint is below its limit, and below what it asked for itself.
     fn has_room(&self, endpoint: &Endpoint) -> bool {
-        let limit = self.cluster.settings.max_in_flight_per_endpoint.unwrap_or(u32::MAX);
+        let limit = self
+            .cluster
+            .settings
+            .max_in_flight_per_endpoint
+            .unwrap_or(u32::MAX);
         let limit = limit.min(endpoint.state.asked_at_most());
         limit == u32::MAX || endpoint.state.load.in_flight() < limit
     }
@@ -321,9 +325,7 @@ impl Members for Candidates<'_> {
 
     fn eligible(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
-        self.is_willing(index)
-            && !self.tried.contains(&index_of(index))
-            && self.has_room(endpoint)
+        self.is_willing(index) && !self.tried.contains(&index_of(index)) && self.has_room(endpoint)
     }
 
     fn in_service(&self, index: usize) -> bool {

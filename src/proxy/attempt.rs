@@ -135,7 +135,10 @@ impl AttemptGuard {
         self.code = status.as_u16();
         let outcome = when.of_status(status, None);
         // A head is a sign of life, however long its body takes.
-        self.cluster.endpoints[self.index].state.pulse.record(outcome, now);
+        self.cluster.endpoints[self.index]
+            .state
+            .pulse
+            .record(outcome, now);
         self.outcome = Some(match outcome {
             Outcome::Success => Outcome::Success,
             // A proxy between us and the endpoint said so for itself.
@@ -395,9 +398,7 @@ pub(super) async fn attempt(
                 if let Some(route) = cx.route(&cx.view) {
                     guard.answered(head.status, &head.headers, &route.failure_when, now);
                 }
-                if cluster.settings.heeds_answers
-                    && fail::said(&head.headers).is_some()
-                {
+                if cluster.settings.heeds_answers && fail::said(&head.headers).is_some() {
                     guard.wishes_to_leave(now);
                     if cx.view.hop.trust() == Trust::Untrusted {
                         fail::strip(&mut head.headers);

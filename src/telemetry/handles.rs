@@ -19,8 +19,8 @@ use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, Wo
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
-    RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
+    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].

@@ -10,8 +10,8 @@ use bellwether_core::Reason;
 
 use super::labels::{
     CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult,
-    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel,
+    ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// What a metric is to Prometheus.

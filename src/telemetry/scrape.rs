@@ -21,8 +21,8 @@ use super::handles::{
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger,
-    RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HeartbeatResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
+    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;

@@ -42,7 +42,10 @@ async fn call(io: Io, host: &str, is_tls: bool, service: &str) -> Result<Outcome
         let mut message = BytesMut::new();
         while let Some(data) = content.data().await {
             let data = data.map_err(broken)?;
-            content.flow_control().release_capacity(data.len()).map_err(broken)?;
+            content
+                .flow_control()
+                .release_capacity(data.len())
+                .map_err(broken)?;
             message.extend_from_slice(&data);
             if message.len() > MAX_BODY {
                 return Err(unexpected("an answer longer than 4 KiB".to_owned()));
@@ -68,7 +71,7 @@ fn request(host: &str, is_tls: bool, service: &str) -> Result<Request<()>, Outco
         .authority(host)
         .path_and_query("/grpc.health.v1.Health/Check")
         .build()
-        .map_err(|_| Outcome::Broken(format!("`{host}` cannot be asked for `{service}`").into()))?;
+        .map_err(|_error| Outcome::Broken(format!("`{host}` cannot be asked for `{service}`").into()))?;
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
@@ -78,7 +81,9 @@ fn request(host: &str, is_tls: bool, service: &str) -> Result<Request<()>, Outco
         (TE, "trailers"),
         (USER_AGENT, "bellwether-probe"),
     ] {
-        request.headers_mut().insert(name, HeaderValue::from_static(value));
+        request
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     Ok(request)
 }
@@ -162,6 +167,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn broken(error: h2::Error) -> Outcome {
     Outcome::Broken(error.to_string().into())
 }
@@ -209,7 +215,11 @@ mod tests {
         assert_eq!(verdict(&serving, &trailers("0")), Ok(Outcome::Pass));
         assert!(verdict(&serving, &trailers("13")).is_err());
         assert!(verdict(&serving, &HeaderMap::new()).is_err());
-        for other in [&[0, 0, 0, 0, 0][..], &[0, 0, 0, 0, 2, 8, 2], &[0, 0, 0, 0, 2, 8, 3]] {
+        for other in [
+            &[0, 0, 0, 0, 0][..],
+            &[0, 0, 0, 0, 2, 8, 2],
+            &[0, 0, 0, 0, 2, 8, 3],
+        ] {
             assert!(verdict(other, &trailers("0")).is_err(), "{other:?}");
         }
     }

@@ -187,7 +187,8 @@ pub async fn check(target: &Target, settings: &Settings, timeout: Duration) -> C
                 match tls.connect(io, name).await {
                     Ok((_, info)) if settings.kind.refuses(info.alpn) => {
                         let offered = settings.kind.alpn();
-                        return Outcome::Broken(format!("the endpoint does not speak {offered:?}").into()).into();
+                        return Outcome::Broken(format!("the endpoint does not speak {offered:?}").into())
+                            .into();
                     }
                     Ok((io, _)) => io,
                     Err(error) => return Outcome::Broken(error.to_string().into()).into(),
@@ -498,7 +499,10 @@ mod tests {
     #[tokio::test]
     async fn what_an_endpoint_says_of_itself_is_heard_whatever_the_status() {
         for (answer, word) in [
-            (&b"HTTP/1.1 200 OK\r\nx-bellwether-fail: drain\r\n\r\n"[..], State::Drain),
+            (
+                &b"HTTP/1.1 200 OK\r\nx-bellwether-fail: drain\r\n\r\n"[..],
+                State::Drain,
+            ),
             (b"HTTP/1.1 503 no\r\nx-bellwether-fail: down\r\n\r\n", State::Down),
             (b"HTTP/1.1 200 OK\r\n\r\n", State::Up),
         ] {
@@ -507,6 +511,9 @@ mod tests {
             assert_eq!(checked.word, Some(word));
         }
         let (target, _heads) = serve(b"SSH-2.0-OpenSSH\r\n").await;
-        assert_eq!(check(&target, &settings(), Duration::from_secs(30)).await.word, None);
+        assert_eq!(
+            check(&target, &settings(), Duration::from_secs(30)).await.word,
+            None
+        );
     }
 }

@@ -134,7 +134,12 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
                 per_second: budget.min_per_second.value,
                 window: budget.window.value,
             }),
-        zone: cluster.load_balancing.zone_aware.value.then(|| own_zone(cx)).flatten(),
+        zone: cluster
+            .load_balancing
+            .zone_aware
+            .value
+            .then(|| own_zone(cx))
+            .flatten(),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
     }
 }
@@ -164,7 +169,13 @@ fn heartbeat(cluster: &written::Cluster) -> Option<heartbeat::Settings> {
 
 /// Where we are: as configured, else as whoever started us says.
 fn own_zone(cx: &Context<'_>) -> Option<Arc<str>> {
-    let written = cx.document.config.runtime.zone.as_ref().map(|zone| zone.value.clone());
+    let written = cx
+        .document
+        .config
+        .runtime
+        .zone
+        .as_ref()
+        .map(|zone| zone.value.clone());
     let zone = written.or_else(|| std::env::var("BELLWETHER_ZONE").ok())?;
     (!zone.is_empty()).then(|| zone.into())
 }
