@@ -144,9 +144,14 @@ impl Arbiter {
     /// Two loads.
     #[must_use]
     pub fn factor(&self) -> f32 {
+        self.share() * self.availability().factor()
+    }
+
+    /// The share of its weight that it asked for.
+    #[must_use]
+    pub fn share(&self) -> f32 {
         // Ordering: Relaxed; a lone value.
-        let share = f32::from_bits(self.share.load(Ordering::Relaxed));
-        share * self.availability().factor()
+        f32::from_bits(self.share.load(Ordering::Relaxed))
     }
 
     /// When it joined or last became available.
@@ -252,6 +257,27 @@ impl Availability {
         let against = self.bits & (DOWN | DRAINING);
         let convincible = Source::Ejection.bit() | Source::Breaker.bit();
         against != 0 && against & !convincible == 0
+    }
+
+    /// Whether it could be used if this source had no vote.
+    #[must_use]
+    pub const fn but_for(self, source: Source) -> bool {
+        let own = source.bit() | source.bit() << DRAINING_SHIFT;
+        self.bits & (DOWN | DRAINING) & !own == 0
+    }
+
+    /// What this source thinks, as far as it matters: [`Opinion::Up`] also stands for none.
+    #[must_use]
+    pub const fn opinion_of(self, source: Source) -> Opinion {
+        if self.is_down_by(source) {
+            Opinion::Down
+        } else if self.is_drained_by(source) {
+            Opinion::Draining
+        } else if self.bits & (source.bit() << DEGRADED_SHIFT) != 0 {
+            Opinion::Degraded
+        } else {
+            Opinion::Up
+        }
     }
 
     /// Whether this source says down.
@@ -554,6 +580,15 @@ mod tests {
                 prop_assert_eq!(now.factor() < 1.0, has(Opinion::Degraded));
                 if change.is_return() {
                     prop_assert_eq!(arbiter.entered(), at(second as u64));
+                }
+                for (source, ground) in grounds {
+                    let voiced = match ground.opinion {
+                        Opinion::Unknown => Opinion::Up,
+                        opinion => opinion,
+                    };
+                    prop_assert_eq!(now.opinion_of(source), voiced);
+                    let others = now.removers().any(|other| other != source);
+                    prop_assert_eq!(now.but_for(source), !others);
                 }
             }
         }

@@ -7,7 +7,8 @@
 //!
 //! *When.* The first check comes at a random point of the interval and every pause varies by 20 %, so that many proxies
 //! and many endpoints are never in phase. While a row to the contrary grows the pause is [`EDGE_INTERVAL`], so that a
-//! verdict changes in seconds; while an endpoint is down it is at most [`DOWN_INTERVAL`]. An endpoint that answers
+//! verdict changes in seconds; while an endpoint is down it is at most [`DOWN_INTERVAL`], and [`RETURN_INTERVAL`] once it
+//! has passed. An endpoint that answers
 //! requests need not be asked: then a check is left out, but never more than [`MAX_SKIPPED`] in a row, because an
 //! application may answer what it is asked now and still say that it wants to leave.
 //!
@@ -159,6 +160,16 @@ impl Checks {
         }
     }
 
+    /// With a verdict that was come to before, by another process for example.
+    #[must_use]
+    pub const fn with(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            row: 0,
+            skipped: 0,
+        }
+    }
+
     /// What results have shown.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
@@ -214,7 +225,9 @@ impl Checks {
     /// How long to wait for the next check.
     #[must_use]
     pub fn pause(&self, settings: &Settings, dice: &mut Dice) -> Duration {
-        let pause = if self.row > 0 {
+        let pause = if self.row > 0 && !self.verdict.is_used() {
+            settings.interval.min(RETURN_INTERVAL)
+        } else if self.row > 0 {
             settings.interval.min(EDGE_INTERVAL)
         } else if self.verdict.is_used() {
             settings.interval
@@ -273,7 +286,10 @@ impl CheckResult {
 pub const EDGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between checks of an endpoint that is out, at most.
-pub const DOWN_INTERVAL: Duration = Duration::from_secs(5);
+pub const DOWN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While an endpoint that is down has passed, but not often enough: it is wanted.
+pub const RETURN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Checks that may be left out in a row.
 pub const MAX_SKIPPED: u32 = 5;
@@ -400,9 +416,9 @@ mod tests {
         run(&mut checks, &[FAIL], Others::Available);
         assert!(around(seconds(&checks), 1.0));
         run(&mut checks, &[FAIL, FAIL], Others::Available);
-        assert!(around(seconds(&checks), 5.0));
-        run(&mut checks, &[PASS], Others::Available);
         assert!(around(seconds(&checks), 1.0));
+        run(&mut checks, &[PASS], Others::Available);
+        assert!(around(seconds(&checks), 0.25));
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! forgotten, in whatever direction it went: an agent that said "down" and died must not keep its endpoint down for ever,
 //! which is what HAProxy warns of.
 //!
+//! An endpoint that pushes nothing may say that it leaves in any answer it gives ([`Beats::hear`]); the worse of the two
+//! words counts. There is no order among answers, so the last one heard holds.
+//!
 //! Who sends for an endpoint must be it. The shell checks the identity; here it is settled what follows: a beat for
 //! nobody we know, of somebody else, or of nonsense changes nothing and is counted.
 
@@ -95,16 +98,31 @@ pub enum Nonsense {
 pub struct Beats {
     newest: Option<(u64, u64)>,
     said: Option<(Beat, Moment)>,
+    /// In an answer, and until when it holds.
+    heard: Option<(State, Moment)>,
 }
 
 impl Beats {
     /// Nothing yet.
     #[must_use]
     pub const fn new() -> Self {
+        Self::after(None)
+    }
+
+    /// With the order that was known before, by another process for example, and nothing said.
+    #[must_use]
+    pub const fn after(newest: Option<(u64, u64)>) -> Self {
         Self {
-            newest: None,
+            newest,
             said: None,
+            heard: None,
         }
+    }
+
+    /// The incarnation and number of the newest beat.
+    #[must_use]
+    pub const fn newest(&self) -> Option<(u64, u64)> {
+        self.newest
     }
 
     /// What the newest beat said, while it holds.
@@ -122,11 +140,39 @@ impl Beats {
         self.said.map_or(Moment::ZERO, |(_, until)| until)
     }
 
+    /// It said this of itself in an answer; that holds for `ttl`, or until it says something else in another one.
+    pub fn hear(&mut self, state: State, ttl: Duration, now: Moment) {
+        self.heard = match state {
+            State::Up => None,
+            State::Drain | State::Maint | State::Down => Some((state, now.plus(ttl.min(LONGEST_TTL)))),
+        };
+    }
+
+    /// What it said in an answer, while it holds.
+    #[must_use]
+    pub fn heard(&self, now: Moment) -> Option<State> {
+        self.heard
+            .filter(|(_, until)| now < *until)
+            .map(|(state, _)| state)
+    }
+
     /// What the endpoint thinks of itself.
     #[must_use]
     pub fn opinion(&self, now: Moment) -> Opinion {
-        self.current(now)
-            .map_or(Opinion::Unknown, |beat| beat.state.opinion())
+        let pushed = self.current(now).map(Beat::opinion);
+        let heard = self.heard(now).map(State::opinion);
+        match (pushed, heard) {
+            (Some(Opinion::Down), _) | (_, Some(Opinion::Down)) => Opinion::Down,
+            (Some(Opinion::Draining), _) | (_, Some(Opinion::Draining)) => Opinion::Draining,
+            (Some(opinion), _) => opinion,
+            (None, _) => Opinion::Unknown,
+        }
+    }
+
+    /// How many requests it wants at a time.
+    #[must_use]
+    pub fn max_in_flight(&self, now: Moment) -> Option<u32> {
+        self.current(now)?.max_in_flight
     }
 
     /// The share of its configured weight that it wants.
@@ -167,6 +213,14 @@ pub fn receive(endpoint: Option<&mut Beats>, sender: Sender, beat: &Beat, now: M
 }
 
 impl Beat {
+    /// What it means for the arbiter: who wants no share wants no new requests.
+    fn opinion(&self) -> Opinion {
+        match (self.state, self.weight) {
+            (State::Up, Some(Weight::Absolute(0) | Weight::Percent(0))) => Opinion::Draining,
+            (state, _) => state.opinion(),
+        }
+    }
+
     fn check(&self) -> Result<(), Nonsense> {
         match self.weight {
             Some(Weight::Absolute(257..) | Weight::Percent(101..)) => return Err(Nonsense::Weight),
@@ -373,6 +427,41 @@ mod tests {
         assert_eq!(beats.share(50, at(0)), 4.0);
         verified(&mut beats, &weighted(2, Weight::Absolute(0)), at(0));
         assert_eq!(beats.share(50, at(0)), 0.0);
+    }
+
+    #[test]
+    fn who_wants_no_share_drains() {
+        let mut beats = Beats::new();
+        let none = |seq, weight| Beat {
+            weight: Some(weight),
+            ..beat(1, seq)
+        };
+        verified(&mut beats, &none(1, Weight::Percent(0)), at(0));
+        assert_eq!(beats.opinion(at(0)), Opinion::Draining);
+        verified(&mut beats, &none(2, Weight::Absolute(1)), at(0));
+        assert_eq!(beats.opinion(at(0)), Opinion::Up);
+    }
+
+    #[test]
+    fn the_worse_of_beat_and_answer_counts_and_either_expires() {
+        let mut beats = Beats::new();
+        beats.hear(State::Drain, Duration::from_secs(5), at(0));
+        assert_eq!(beats.opinion(at(4)), Opinion::Draining);
+        assert_eq!(beats.opinion(at(5)), Opinion::Unknown);
+        beats.hear(State::Drain, Duration::MAX, at(5));
+        verified(&mut beats, &beat(1, 1), at(5));
+        assert_eq!(beats.opinion(at(6)), Opinion::Draining, "a beat does not undo it");
+        let down = Beat {
+            state: State::Down,
+            ..beat(1, 2)
+        };
+        verified(&mut beats, &down, at(6));
+        assert_eq!(beats.opinion(at(7)), Opinion::Down);
+        assert_eq!(beats.opinion(at(9)), Opinion::Draining, "the beat is over");
+        assert_eq!(beats.opinion(at(305)), Opinion::Unknown, "and so is the answer");
+        beats.hear(State::Down, Duration::from_secs(5), at(400));
+        beats.hear(State::Up, Duration::from_secs(5), at(401));
+        assert_eq!(beats.opinion(at(401)), Opinion::Unknown, "taken back");
     }
 
     #[test]

@@ -34,6 +34,17 @@ pub enum To {
     Reject,
 }
 
+impl To {
+    /// The word in events.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Reject => "reject",
+        }
+    }
+}
+
 impl Settings {
     /// Whether this is panic: of `total` endpoints, without those that people took out, `available` are. Nobody panics
     /// about nothing.

@@ -21,7 +21,7 @@
 //! dead is found as long after it as always. While we are merely unwell, `acceptable_pause` is stretched ([`Score`]).
 //!
 //! Silence proves something only where somebody would have spoken: whoever feeds the detector from requests must probe,
-//! once per interval, an endpoint that gets none.
+//! once per interval, an endpoint that gets none, or say that nobody asked it ([`Detector::excuse`]).
 
 use std::time::Duration;
 
@@ -178,6 +178,14 @@ impl Detector {
             phi,
             silence: self.last.map_or(Duration::ZERO, |last| now.since(last)),
         }
+    }
+
+    /// Nobody asked it anything since it was last judged, so that its silence since then proves nothing.
+    pub fn excuse(&mut self, now: Moment) {
+        if let (Some(awake), Some(last)) = (self.awake, self.last) {
+            self.last = Some(last.plus(now.since(awake)).min(now));
+        }
+        self.awake = Some(self.awake.map_or(now, |awake| awake.max(now)));
     }
 
     /// The mean and the standard deviation of the intervals, in seconds.
@@ -417,6 +425,29 @@ mod tests {
         let mut detector = regular(&settings);
         let dead = first(&mut detector, &settings, Liveness::Dead, Score::WELL, 30_600).expect("it is dead");
         assert!((32_000..34_500).contains(&dead), "{dead}");
+    }
+
+    #[test]
+    fn whom_nobody_asks_may_be_silent_for_ever_and_is_judged_as_before_after_that() {
+        let settings = Settings::default();
+        let mut detector = regular(&settings);
+        for tick in 205..2_000 {
+            detector.excuse(at(tick * 100));
+            let suspicion = detector.judge(&settings, Score::WELL, at(tick * 100));
+            assert_eq!(suspicion.liveness, Liveness::Alive, "{tick}: {suspicion:?}");
+        }
+        let dead = first(&mut detector, &settings, Liveness::Dead, Score::WELL, 200_000);
+        let usual = first(
+            &mut regular(&settings),
+            &settings,
+            Liveness::Dead,
+            Score::WELL,
+            20_500,
+        );
+        let (Some(dead), Some(usual)) = (dead, usual) else {
+            panic!("somebody who is asked and silent is dead at last");
+        };
+        assert!(dead - 200_000 <= usual - 20_000 && dead > 201_000);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use serde::{Deserialize, Serialize};
 
-use super::inspect::{ActionView, is_available};
+use super::inspect::ActionView;
+use crate::cluster::{Endpoint, health};
 use crate::message::path;
 use crate::route::RequestView;
 use crate::snapshot::{Listener, Route, Snapshot};
@@ -331,19 +332,15 @@ fn candidates(snapshot: &Snapshot, clusters: &[&str]) -> Vec<Candidate> {
         .iter()
         .filter_map(|name| snapshot.clusters.iter().find(|cluster| &*cluster.name == *name));
     for cluster in clusters {
-        let priorities = cluster.endpoints.iter().filter(|endpoint| is_available(endpoint));
+        let priorities = cluster.endpoints.iter().filter(|endpoint| endpoint.is_usable());
         let first = priorities.map(|endpoint| endpoint.priority).min();
         for endpoint in &cluster.endpoints {
             let excluded = if endpoint.weight == 0 {
-                Some("its weight is 0")
-            } else if endpoint.state.is_drained() {
-                Some("an operator has drained it")
-            } else if !endpoint.state.is_healthy() {
-                Some("its health check fails")
-            } else if !endpoint.is_in_service() {
-                Some("it is ejected")
+                Some("its weight is 0".to_owned())
+            } else if let Some(why) = why_not(endpoint) {
+                Some(why)
             } else if Some(endpoint.priority) != first {
-                Some("endpoints of a lower priority number are available")
+                Some("endpoints of a lower priority number are available".to_owned())
             } else {
                 None
             };
@@ -352,11 +349,18 @@ fn candidates(snapshot: &Snapshot, clusters: &[&str]) -> Vec<Candidate> {
                 address: endpoint.label.to_string(),
                 weight: endpoint.weight,
                 priority: endpoint.priority,
-                excluded: excluded.map(str::to_owned),
+                excluded,
             });
         }
     }
     candidates
+}
+
+/// The state of an endpoint that is not used, with everybody who is against it and why.
+fn why_not(endpoint: &Endpoint) -> Option<String> {
+    let availability = endpoint.state.availability();
+    let objections = health::objections(&endpoint.state.arbiter.grounds())?;
+    Some(format!("{}: {objections}", availability.state().name()))
 }
 
 fn sentence(clusters: &[&str], candidates: &[Candidate]) -> String {

@@ -21,7 +21,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 
 use super::probes::{LIVEZ, READYZ};
-use super::{Context, Problem};
+use super::{Context, Problem, heartbeat};
 use crate::net::{PeerInfo, SocketAddress};
 use crate::snapshot::compile::AdminSettings;
 
@@ -40,6 +40,8 @@ pub struct Security {
     pub bearer_token: Option<Token>,
     /// Lets its bearer look.
     pub viewer_token: Option<Token>,
+    /// Lets its bearer send heartbeats, and nothing else.
+    pub heartbeat_token: Option<Token>,
     /// Names we are reached by, besides `localhost` and the address itself: the host of `admin.address` when that is a
     /// name.
     pub hosts: Vec<String>,
@@ -93,6 +95,7 @@ impl Security {
             read_only: settings.read_only,
             bearer_token: token(&settings.bearer_token),
             viewer_token: token(&settings.viewer_token),
+            heartbeat_token: token(&settings.heartbeat_token),
             hosts: settings.address.host().map(str::to_owned).into_iter().collect(),
         }
     }
@@ -111,6 +114,25 @@ impl Security {
             (false, true) => Rights::Look,
             (false, false) => Rights::Nothing,
         }
+    }
+
+    /// Whether these fields carry the operators' token.
+    pub(super) fn is_operator(&self, headers: &HeaderMap) -> bool {
+        let token = self.bearer_token.as_ref();
+        token.is_some_and(|token| bearer(headers).is_some_and(|given| token.is(given)))
+    }
+
+    /// Whether somebody may send heartbeats at all. For whom is another question.
+    fn may_beat(&self, headers: &HeaderMap, peer: Option<&PeerInfo>) -> bool {
+        let bears = |token: &Option<Token>| {
+            let token = token.as_ref();
+            token.is_some_and(|token| bearer(headers).is_some_and(|given| token.is(given)))
+        };
+        let is_known = peer
+            .and_then(|peer| peer.tls.as_ref())
+            .is_some_and(|tls| !tls.peer_names.is_empty());
+        let is_free = self.heartbeat_token.is_none() && !self.needs_token() && is_local(peer);
+        bears(&self.bearer_token) || bears(&self.heartbeat_token) || is_known || is_free
     }
 
     const fn needs_token(&self) -> bool {
@@ -185,6 +207,20 @@ fn judge(security: &Security, request: &Request) -> Result<(), Refusal> {
         && !is_same_origin(origin, host)
     {
         return Err(Problem::new(403, "requests from other web sites are not answered").into());
+    }
+    if path == heartbeat::PATH {
+        if !security.may_beat(headers, peer) {
+            return Err(Refusal {
+                problem: Problem::new(401, "heartbeats need a token or a certificate")
+                    .help("send `authorization: Bearer TOKEN` with the token of admin.auth.heartbeat_token"),
+                challenge: true,
+            });
+        }
+        // No web page can send this content type without asking first, which is never granted.
+        return match is_json(headers) {
+            true => Ok(()),
+            false => Err(Problem::new(415, "the content type is not `application/json`").into()),
+        };
     }
     let rights = security.rights(headers);
     if rights == Rights::Nothing {

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use bellwether_core::Moment;
+use bellwether_core::arbiter::{Opinion, Source};
 use http::{HeaderMap, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ const PATHS: &[&str] = &[
     "GET /readyz",
     "GET /metrics",
     "POST /quitquitquit",
+    "POST /v1/heartbeat",
     "GET /api/v1/listeners",
     "GET /api/v1/routes",
     "GET /api/v1/clusters",
@@ -383,17 +385,12 @@ impl<'a> ClusterView<'a> {
                 Version::V2 => "v2",
             }),
             endpoints: cluster.endpoints.len(),
-            available: cluster.endpoints.iter().filter(|e| is_available(e)).count(),
+            available: cluster.endpoints.iter().filter(|e| e.is_usable()).count(),
             in_flight: cluster.metrics.in_flight(),
             max_in_flight: *max_in_flight,
             connect_timeout_seconds: connect_timeout.as_secs_f64(),
         }
     }
-}
-
-/// Whether an endpoint may get requests.
-pub(super) fn is_available(endpoint: &Endpoint) -> bool {
-    endpoint.weight > 0 && endpoint.state.is_available() && endpoint.is_in_service()
 }
 
 pub(super) async fn clusters(State(context): State<Arc<Context>>) -> Response {
@@ -448,8 +445,12 @@ pub(super) struct EndpointView {
     weight: u32,
     priority: u8,
     zone: Option<String>,
-    /// May get requests: has a weight, is healthy, is neither drained nor ejected.
+    /// May get requests: has a weight, and nobody is against it.
     available: bool,
+    /// One word for how it stands; the first that applies.
+    state: &'static str,
+    /// Everybody who has an opinion about it, and on what grounds.
+    grounds: Vec<GroundView>,
     /// The verdict of active checks; true without any.
     healthy: bool,
     /// An operator has set it aside.
@@ -457,6 +458,8 @@ pub(super) struct EndpointView {
     /// Set aside for behaving worse than others.
     ejected: Option<EjectedView>,
     in_flight: u32,
+    /// What it asked for itself by heartbeat.
+    asked: Option<AskedView>,
     /// Expected response time; null before the first answer.
     latency_estimate_ms: Option<f64>,
     /// Share of recent attempts that went well, 0.0 to 1.0.
@@ -468,6 +471,38 @@ pub(super) struct EndpointView {
     picks: u64,
     #[serde(rename = "override")]
     set_aside: Option<Override>,
+}
+
+/// What somebody thinks of an endpoint, and why.
+#[derive(Debug, Serialize)]
+struct GroundView {
+    source: &'static str,
+    opinion: &'static str,
+    reason: &'static str,
+    evidence: String,
+    /// Since when it thinks so, in seconds since 1970.
+    since: u64,
+    /// When it last said so.
+    said: u64,
+}
+
+impl GroundView {
+    fn all(endpoint: &Endpoint, now: Moment) -> Vec<Self> {
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let date = |moment: Moment| today.saturating_sub(now.since(moment)).as_secs();
+        let grounds = endpoint.state.arbiter.grounds().into_iter();
+        grounds
+            .filter(|(_, ground)| ground.opinion != Opinion::Unknown)
+            .map(|(source, ground)| Self {
+                source: source.name(),
+                opinion: ground.opinion.name(),
+                reason: ground.reason,
+                evidence: ground.evidence,
+                since: date(ground.since),
+                said: date(ground.said),
+            })
+            .collect()
+    }
 }
 
 /// How an ejection stands.
@@ -495,9 +530,34 @@ impl EjectedView {
     }
 }
 
+/// What an endpoint asks for itself.
+#[derive(Debug, Serialize)]
+struct AskedView {
+    /// Share of its configured weight.
+    share: f64,
+    load: Option<f32>,
+    max_in_flight: Option<u32>,
+    /// Until that is forgotten.
+    seconds_left: f64,
+}
+
+impl AskedView {
+    fn of(endpoint: &Endpoint, now: Moment) -> Option<Self> {
+        let beats = endpoint.state.beats.lock();
+        let beat = beats.current(now)?;
+        Some(Self {
+            share: rounded(f64::from(beats.share(endpoint.weight, now))),
+            load: beat.load,
+            max_in_flight: beat.max_in_flight,
+            seconds_left: rounded(beats.until().since(now).as_secs_f64()),
+        })
+    }
+}
+
 impl EndpointView {
     fn new(endpoint: &Endpoint, set_aside: Option<Override>, now: Moment) -> Self {
         let (state, load) = (&endpoint.state, &endpoint.state.load);
+        let availability = state.availability();
         // Without decay: what the last answers said, which does not change while nobody asks.
         let estimate = load.estimate(Moment::ZERO, f32::INFINITY);
         Self {
@@ -506,11 +566,14 @@ impl EndpointView {
             weight: endpoint.weight,
             priority: endpoint.priority,
             zone: endpoint.zone.as_deref().map(str::to_owned),
-            available: is_available(endpoint),
-            healthy: state.is_healthy(),
-            drained: state.is_drained(),
+            available: endpoint.is_usable(),
+            state: availability.state().name(),
+            grounds: GroundView::all(endpoint, now),
+            healthy: !availability.is_down_by(Source::Check),
+            drained: availability.is_drained_by(Source::Admin),
             ejected: EjectedView::of(endpoint, now),
             in_flight: load.in_flight(),
+            asked: AskedView::of(endpoint, now),
             latency_estimate_ms: estimate.map(|seconds| rounded(f64::from(seconds) * 1e3)),
             success: rounded(f64::from(load.success())),
             connections: state.connections(),

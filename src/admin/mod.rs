@@ -14,6 +14,7 @@ mod breakers;
 mod events;
 mod explain;
 pub mod guard;
+mod heartbeat;
 mod inspect;
 mod operate;
 mod overrides;
@@ -43,7 +44,7 @@ pub use serve::serve;
 
 use crate::net::clock::Clock;
 use crate::snapshot::cell::Cell;
-use crate::telemetry::{BuildInfo, Events, LogControl, Recorder};
+use crate::telemetry::{BuildInfo, Events, LogControl, Recorder, Vitals};
 use problem::Problem;
 
 /// Everything the operators' listener may show or ask for. Made by `app`.
@@ -61,6 +62,8 @@ pub struct Context {
     pub log: LogControl,
     /// Whether traffic should come here.
     pub readiness: Arc<Readiness>,
+    /// How the process is doing.
+    pub vitals: Arc<Vitals>,
     /// Executes commands.
     pub control: mpsc::Sender<Command>,
     /// Who may do what. A reload may replace it.
@@ -210,6 +213,7 @@ pub fn router(context: &Arc<Context>) -> Router {
     let router = probes::routes(&context.metrics_path)
         .route("/", get(inspect::index))
         .route("/quitquitquit", post(operate::quit))
+        .route(heartbeat::PATH, post(heartbeat::receive))
         .nest("/api/v1", api);
     finish(router, context)
         .layer(middleware::from_fn_with_state(Arc::clone(context), guard::check))

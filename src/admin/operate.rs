@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::overrides::{self, DEFAULT_TTL, DoneTo, MAX_TTL, Shown};
 use super::{Command, Context, Explanation, Problem, Question, ReloadOutcome, guard, inspect, problem};
+use crate::cluster::Endpoint;
 use crate::config::units::Scalar as _;
 use crate::net::PeerInfo;
 use crate::telemetry::LogLevel;
@@ -274,7 +275,7 @@ pub(super) async fn set_override(
         if others.clone().count() == cluster.endpoints.len() {
             return Err(no_endpoint(&name, &address));
         }
-        if !request.force && !others.clone().any(inspect::is_available) {
+        if !request.force && !others.clone().any(Endpoint::is_usable) {
             return Err(
                 Problem::new(409, format!("cluster `{name}` would be left without an endpoint"))
                     .help("add \"force\": true to do it all the same"),

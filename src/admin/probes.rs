@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::{Context, problem};
+use crate::message::fail;
 
 /// Where a process says that it lives.
 pub(super) const LIVEZ: &str = "/livez";
@@ -54,7 +55,13 @@ async fn readyz(State(context): State<Arc<Context>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    problem::json(status, "application/json", &ready)
+    let mut answer = problem::json(status, "application/json", &ready);
+    if ready.draining {
+        answer
+            .headers_mut()
+            .insert(fail::FAIL, HeaderValue::from_static("drain"));
+    }
+    answer
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> Response {

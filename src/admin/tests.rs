@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bellwether_core::Moment;
+use bellwether_core::arbiter::{Opinion, Source};
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -89,6 +91,7 @@ async fn served_with(security: Security) -> Served {
     let context = Arc::new(Context {
         cell: Arc::new(Cell::new(Arc::new(compiled.snapshot))),
         clock: crate::net::clock::Clock::start(),
+        vitals: Arc::new(Vitals::new(0)),
         recorder: Arc::new(Recorder::new(RecorderSettings::default())),
         events: Arc::new(Events::default()),
         log,
@@ -175,7 +178,14 @@ fn obey(context: &Context, command: Command) {
             let clusters = snapshot.clusters.iter().filter(|c| *c.name == *cluster);
             let mut endpoints = clusters.flat_map(|c| c.endpoints.iter());
             let found = endpoints.find(|endpoint| *endpoint.label == *address);
-            found.inspect(|endpoint| endpoint.state.set_drained(drained));
+            let opinion = match drained {
+                true => Opinion::Draining,
+                false => Opinion::Up,
+            };
+            found.inspect(|endpoint| {
+                let arbiter = &endpoint.state.arbiter;
+                arbiter.set(Source::Admin, opinion, "drained", String::new(), Moment::ZERO);
+            });
             answer.send(found.is_some()).unwrap();
         }
     }
@@ -848,6 +858,12 @@ async fn an_endpoint_is_set_aside_with_a_reason_and_comes_back() {
         (&endpoint["available"], &endpoint["drained"]),
         (&json!(false), &json!(true))
     );
+    assert_eq!(endpoint["state"], "draining");
+    let ground = &endpoint["grounds"][0];
+    assert_eq!(
+        (&ground["source"], &ground["opinion"], &ground["reason"]),
+        (&json!("admin"), &json!("draining"), &json!("drained"))
+    );
     let shown = &endpoint["override"];
     assert_eq!(
         (&shown["reason"], &shown["author"]),
@@ -911,7 +927,8 @@ async fn an_override_ends_by_itself() {
     let drained = || {
         served.context.cell.load().clusters[0].endpoints[0]
             .state
-            .is_drained()
+            .availability()
+            .is_drained_by(Source::Admin)
     };
     let name = ("app".to_owned(), "127.0.0.1:9001".to_owned());
     let keep = async |ttl: u64| {

@@ -3,7 +3,10 @@
 //! Two kinds of threads: workers, one runtime each, that serve requests and share nothing that has to be locked on the
 //! way; and one control runtime for everything else. [`start`] makes all of it from a configuration.
 
+mod checks;
 mod drain;
+mod heartbeats;
+mod pressure;
 mod reload;
 pub mod report;
 pub mod sockets;
@@ -11,6 +14,7 @@ pub mod supervisor;
 pub mod systemd;
 pub mod upgrade;
 mod upkeep;
+mod voice;
 pub mod watch;
 pub mod worker;
 
@@ -37,7 +41,7 @@ use crate::server::listener::Load;
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile;
 use crate::snapshot::registry::Registry;
-use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink};
+use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink, Vitals};
 use sockets::Sockets;
 pub use supervisor::{Ended, Load as Source, Signal};
 use supervisor::{Inbox, Outbox, Supervisor, Tasks};
@@ -198,7 +202,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         log: Arc::clone(&access),
         metrics: recorder.process(),
         load: Arc::new(Load::new(workers)),
+        vitals: Arc::new(Vitals::new(workers)),
     };
+    let vitals = Arc::clone(&parts.vitals);
     let handles = match worker::start(workers, &parts, &mut dice) {
         Ok(handles) => handles,
         Err(error) => {
@@ -212,6 +218,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let context = Arc::new(Context {
         cell: Arc::clone(&cell),
         clock,
+        vitals: Arc::clone(&vitals),
         recorder: Arc::clone(&recorder),
         events: Arc::clone(&events),
         log,
@@ -245,6 +252,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         plan,
         events,
         admin: context,
+        vitals,
         log: access,
         resolver: Arc::new(dns::Resolver::default()),
         tasks: Tasks::default(),
@@ -258,6 +266,14 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         watchdog: systemd::watchdog_interval(),
     };
     supervisor.begin(fresh);
+    let sampler = pressure::Sampler {
+        vitals: Arc::clone(&supervisor.vitals),
+        cell: Arc::clone(&supervisor.cell),
+        clock: supervisor.clock,
+        events: Arc::clone(&supervisor.events),
+        metrics: recorder.process(),
+    };
+    tokio::spawn(sampler.run());
     // Ready means that every worker accepts.
     supervisor.obeyed().await;
     let snapshot = supervisor.cell.load();
@@ -386,13 +402,11 @@ fn machine(mut diagnostics: Diagnostics, what: &str, error: &io::Error) -> Diagn
 
 fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Signal>) -> (Outbox, Inbox) {
     let (discovery, discovered) = mpsc::channel(64);
-    let (probes, probed) = mpsc::channel(1024);
     let (config_files, config_changed) = mpsc::channel(4);
     let (certificate_files, certificates_changed) = mpsc::channel(4);
     let (replaced, replacements) = mpsc::channel(1);
     let outbox = Outbox {
         discovery,
-        probes,
         config_files,
         certificate_files,
         replaced,
@@ -400,7 +414,6 @@ fn channels(commands: mpsc::Receiver<admin::Command>, signals: mpsc::Receiver<Si
     let inbox = Inbox {
         commands,
         discovery: discovered,
-        probes: probed,
         config_files: config_changed,
         certificate_files: certificates_changed,
         signals,

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::checks::{self, Checker};
+use super::heartbeats::Watcher;
 use super::sockets::{Fresh, Sockets};
-use super::supervisor::{ProbeReport, Supervisor, told};
+use super::supervisor::{Supervisor, Watching, told};
 use super::watch::{Options as WatchOptions, Watch};
 use super::worker::Order;
 use super::{report, systemd};
@@ -150,8 +152,8 @@ impl Supervisor {
             self.plan.access_output.as_ref(),
             plan.access_output.as_ref(),
         );
-        self.cell.store(Arc::new(snapshot));
         self.plan = plan;
+        self.publish(Arc::new(snapshot));
         self.listen(fresh);
         self.reconcile();
     }
@@ -191,6 +193,7 @@ impl Supervisor {
         }
         self.reconcile_discovery();
         self.reconcile_probes(&snapshot);
+        self.reconcile_heartbeats(&snapshot);
         self.reconcile_watches();
         if let Some(admin) = &self.plan.admin {
             self.admin.security.store(Arc::new(Security::of(admin)));
@@ -258,24 +261,21 @@ impl Supervisor {
                 };
                 wanted.insert(
                     (Arc::clone(&plan.cluster), endpoint.address.clone()),
-                    (plan.clone(), target),
+                    (plan.clone(), target, Arc::clone(&endpoint.state)),
                 );
             }
         }
         self.tasks.probes.retain(|key, (running, cancel)| {
-            let keep = wanted.get(key).is_some_and(|(plan, _)| plan == running);
+            let keep = wanted.get(key).is_some_and(|(plan, ..)| plan == running);
             if !keep {
                 cancel.cancel();
             }
             keep
         });
-        // An endpoint that is no longer checked has nobody who would ever call it healthy again.
         for cluster in &snapshot.clusters {
-            for endpoint in &cluster.endpoints {
-                let key = (Arc::clone(&cluster.name), endpoint.address.clone());
-                if !wanted.contains_key(&key) && !endpoint.state.is_healthy() {
-                    endpoint.state.set_healthy(true, self.clock.now());
-                    self.tasks.verdicts.remove(&key);
+            for (index, endpoint) in cluster.endpoints.iter().enumerate() {
+                if !wanted.contains_key(&(Arc::clone(&cluster.name), endpoint.address.clone())) {
+                    checks::end(cluster, index, self.witness());
                 }
             }
         }
@@ -283,40 +283,62 @@ impl Supervisor {
             .into_iter()
             .filter(|(key, _)| !self.tasks.probes.contains_key(key))
             .collect();
-        keys.sort_by(|a, b| {
-            a.0.0
-                .cmp(&b.0.0)
-                .then_with(|| a.0.1.to_string().cmp(&b.0.1.to_string()))
-        });
-        for (key, (plan, target)) in keys {
+        keys.sort_by_key(|(key, _)| (Arc::clone(&key.0), key.1.to_string()));
+        for (key, (plan, target, state)) in keys {
             let cancel = CancellationToken::new();
-            let state = self.tasks.verdicts.get(&key).cloned().unwrap_or_default();
-            let mut seen = state.clone();
-            let settings = Arc::clone(&plan.settings);
-            let outbox = self.outbox.probes.clone();
-            let (cluster, address) = key.clone();
-            let report = move |report: probe::Report| {
-                // The same pure record on this side keeps the verdict over reloads.
-                seen.record(&settings, report.outcome.clone());
-                let report = ProbeReport {
-                    cluster: Arc::clone(&cluster),
-                    address: address.clone(),
-                    report,
-                    state: seen.clone(),
-                };
-                // A supervisor that does not keep up loses a repetition, never a task.
-                drop(outbox.try_send(report));
-            };
-            let seed = self.dice.next_u64();
-            tokio::spawn(probe::run(
-                target,
-                Arc::clone(&plan.settings),
+            let checker = Checker {
+                cluster: Arc::clone(&key.0),
                 state,
-                seed,
-                cancel.clone(),
-                report,
-            ));
+                target,
+                settings: Arc::clone(&plan.settings),
+                voice: self.voice(),
+                dice: self.dice.split(),
+                cancel: cancel.clone(),
+            };
+            tokio::spawn(checker.run());
             self.tasks.probes.insert(key, (plan, cancel));
+        }
+    }
+
+    fn reconcile_heartbeats(&mut self, snapshot: &Snapshot) {
+        let mut running = std::mem::take(&mut self.tasks.heartbeats);
+        for cluster in &snapshot.clusters {
+            let before = running.remove(&cluster.name);
+            let Some(settings) = cluster.settings.heartbeat else {
+                if let Some(before) = before {
+                    before.cancel.cancel();
+                    cluster.stop_watching(self.witness());
+                }
+                continue;
+            };
+            let mut plans = self.plan.probes.iter();
+            let question = plans.find(|plan| plan.cluster == cluster.name).cloned();
+            let watching = match before {
+                Some(before) if before.settings == settings && before.question == question => before,
+                before => {
+                    if let Some(before) = before {
+                        before.cancel.cancel();
+                    }
+                    let cancel = CancellationToken::new();
+                    let watcher = Watcher {
+                        cluster: Arc::clone(&cluster.name),
+                        settings,
+                        question: question.as_ref().map(|plan| Arc::clone(&plan.settings)),
+                        voice: self.voice(),
+                        cancel: cancel.clone(),
+                    };
+                    tokio::spawn(watcher.run());
+                    Watching {
+                        settings,
+                        question,
+                        cancel,
+                    }
+                }
+            };
+            self.tasks.heartbeats.insert(Arc::clone(&cluster.name), watching);
+        }
+        for gone in running.into_values() {
+            gone.cancel.cancel();
         }
     }
 

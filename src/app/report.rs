@@ -202,9 +202,11 @@ fn duration(duration: Option<Duration>) -> String {
 }
 
 fn check(settings: &probe::Settings) -> String {
-    let every = duration(Some(settings.interval));
+    let every = duration(Some(settings.pace.interval));
     match &settings.kind {
         probe::Kind::Tcp => format!("health connect every {every}"),
         probe::Kind::Http(check) => format!("health {} {} every {every}", check.method, check.path),
+        probe::Kind::Grpc(service) if service.is_empty() => format!("health gRPC every {every}"),
+        probe::Kind::Grpc(service) => format!("health gRPC {service} every {every}"),
     }
 }

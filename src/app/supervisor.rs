@@ -4,26 +4,32 @@
 //! messages, and it alone compiles, binds, publishes and starts or stops tasks. Starting is a reload from nothing. How
 //! a configuration is taken up is in `reload`, how the process ends in `drain`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bellwether_core::Dice;
+use bellwether_core::arbiter::{Opinion, Source};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::checks;
 use super::drain::Leaving;
 use super::sockets::{Fresh, Sockets};
 use super::systemd;
 use super::upgrade::{NotReplaced, Successor};
 use super::upkeep::upkeep;
+use super::voice::Voice;
 use super::worker::{Handle, Order};
 use crate::admin::{Command, Context};
+use crate::cluster::Cluster;
 use crate::cluster::discovery::{self, Asked, Event as DiscoveryEvent};
-use crate::cluster::probe::{self, Health, ProbeState};
+use crate::cluster::health::{self, Said};
+use crate::cluster::heartbeat;
+use crate::cluster::outliers::Witness;
 use crate::config::Document;
 use crate::config::diagnostic::Diagnostics;
 use crate::net::SocketAddress;
@@ -34,8 +40,8 @@ use crate::snapshot::compile::{Certificates, DiscoveryTask, Plan, ProbePlan};
 use crate::snapshot::registry::Registry;
 use crate::snapshot::{Direction, Snapshot};
 use crate::telemetry::{
-    AccessLog, Change, CheckResult, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind,
-    Events, HealthSource, HealthTo, ReloadResult, ReloadTrigger, WorkerId,
+    AccessLog, Change, ConfigInForce, DiscoveryResult, DrainState, EndpointLabel, EventKind, Events, Label,
+    ReloadResult, ReloadTrigger, Shown, Vitals, WorkerId,
 };
 
 /// Where the configuration comes from.
@@ -53,6 +59,7 @@ pub struct Supervisor {
     pub(super) plan: Plan,
     pub(super) events: Arc<Events>,
     pub(super) admin: Arc<Context>,
+    pub(super) vitals: Arc<Vitals>,
     pub(super) log: Arc<AccessLog>,
     /// Ends the operators' listeners.
     pub operators: CancellationToken,
@@ -77,18 +84,24 @@ pub struct Supervisor {
 pub(super) struct Tasks {
     pub(super) discovery: HashMap<Arc<str>, (DiscoveryTask, CancellationToken)>,
     pub(super) probes: HashMap<(Arc<str>, SocketAddress), (ProbePlan, CancellationToken)>,
-    pub(super) verdicts: HashMap<(Arc<str>, SocketAddress), ProbeState>,
+    pub(super) heartbeats: HashMap<Arc<str>, Watching>,
     pub(super) config_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     pub(super) certificate_watch: Option<(BTreeSet<PathBuf>, CancellationToken)>,
     /// What readiness still waits for.
     pub(super) undiscovered: BTreeSet<Arc<str>>,
 }
 
+/// A cluster that is watched for signs of life.
+pub(super) struct Watching {
+    pub(super) settings: heartbeat::Settings,
+    pub(super) question: Option<ProbePlan>,
+    pub(super) cancel: CancellationToken,
+}
+
 /// Messages to the supervisor.
 pub(super) struct Inbox {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) discovery: mpsc::Receiver<DiscoveryEvent>,
-    pub(super) probes: mpsc::Receiver<ProbeReport>,
     pub(super) config_files: mpsc::Receiver<BTreeSet<PathBuf>>,
     pub(super) certificate_files: mpsc::Receiver<BTreeSet<PathBuf>>,
     pub(super) signals: mpsc::Receiver<Signal>,
@@ -99,19 +112,9 @@ pub(super) struct Inbox {
 #[derive(Clone)]
 pub(super) struct Outbox {
     pub(super) discovery: mpsc::Sender<DiscoveryEvent>,
-    pub(super) probes: mpsc::Sender<ProbeReport>,
     pub(super) config_files: mpsc::Sender<BTreeSet<PathBuf>>,
     pub(super) certificate_files: mpsc::Sender<BTreeSet<PathBuf>>,
     pub(super) replaced: mpsc::Sender<Result<u32, NotReplaced>>,
-}
-
-/// What a check of one endpoint said.
-#[derive(Debug)]
-pub(super) struct ProbeReport {
-    pub(super) cluster: Arc<str>,
-    pub(super) address: SocketAddress,
-    pub(super) report: probe::Report,
-    pub(super) state: ProbeState,
 }
 
 /// What the process was told from outside.
@@ -168,7 +171,6 @@ impl Supervisor {
                     }
                 }
                 Some(event) = self.inbox.discovery.recv() => self.discovered(&event),
-                Some(report) = self.inbox.probes.recv() => self.probed(report),
                 Some(_) = self.inbox.config_files.recv() => {
                     if self.plan.runtime.watch {
                         self.reload_and_log(ReloadTrigger::File);
@@ -177,7 +179,8 @@ impl Supervisor {
                 Some(files) = self.inbox.certificate_files.recv() => self.reload_certificates(&files),
                 _ = second.tick() => {
                     let snapshot = self.cell.load();
-                    upkeep(&snapshot, &self.events, self.clock.now(), &mut self.dice);
+                    let mut dice = self.dice.split();
+                    upkeep(&snapshot, self.witness(), &mut dice);
                     for cluster in &snapshot.clusters {
                         self.count_endpoints(cluster);
                     }
@@ -190,6 +193,10 @@ impl Supervisor {
 
     /// Makes the first snapshot the running one: sockets are bound already.
     pub(super) fn begin(&mut self, fresh: Vec<Fresh>) {
+        for cluster in &self.cell.load().clusters {
+            cluster.list(self.witness());
+            self.prepare(cluster);
+        }
         self.listen(fresh);
         self.reconcile();
         self.publish_facts(ReloadTrigger::Start);
@@ -235,24 +242,24 @@ impl Supervisor {
             .clusters
             .iter()
             .filter(|known| &*known.name == cluster)
-            .flat_map(|known| known.endpoints.iter().map(move |endpoint| (known, endpoint)))
-            .find(|(_, endpoint)| &*endpoint.label == address);
-        let Some((known, endpoint)) = found else {
+            .find_map(|known| {
+                let index = known.endpoints.iter().position(|e| &*e.label == address)?;
+                Some((known, index))
+            });
+        let Some((known, index)) = found else {
             return false;
         };
-        endpoint.state.set_drained(drained);
-        let (from, to) = if drained {
-            ("available", "drained")
-        } else {
-            ("drained", "available")
+        let (opinion, why) = match drained {
+            true => (Opinion::Draining, health::reason::DRAINED),
+            false => (Opinion::Up, health::reason::RESTORED),
         };
-        self.event(
-            EventKind::Health,
-            format!("{cluster}/{address}"),
-            from,
-            to,
-            reason,
-        );
+        let said = Said {
+            source: Source::Admin,
+            opinion,
+            reason: why,
+            evidence: reason,
+        };
+        known.say(index, said, self.witness());
         self.count_endpoints(known);
         true
     }
@@ -279,7 +286,7 @@ impl Supervisor {
             if let Some(next) = with_members(&snapshot, &event.cluster, members, &self.registry, now) {
                 let (before, after) = (count(&snapshot, &event.cluster), count(&next, &event.cluster));
                 let endpoints = |count| format!("{count} endpoint{}", if count == 1 { "" } else { "s" });
-                self.cell.store(Arc::new(next));
+                self.publish(Arc::new(next));
                 self.event(
                     EventKind::Discovery,
                     event.cluster.to_string(),
@@ -305,53 +312,6 @@ impl Supervisor {
             self.tasks.undiscovered.remove(&event.cluster);
             self.say_what_is_missing();
         }
-    }
-
-    fn probed(
-        &mut self,
-        ProbeReport {
-            cluster,
-            address,
-            report,
-            state,
-        }: ProbeReport,
-    ) {
-        let key = (cluster, address);
-        if !self.tasks.probes.contains_key(&key) {
-            return;
-        }
-        let snapshot = self.cell.load();
-        let Some(known) = snapshot.clusters.iter().find(|known| known.name == key.0) else {
-            return;
-        };
-        let Some(endpoint) = known.endpoints.iter().find(|endpoint| endpoint.address == key.1) else {
-            return;
-        };
-        let result = match &report.outcome {
-            probe::Outcome::Pass => CheckResult::Pass,
-            probe::Outcome::Unexpected(_) | probe::Outcome::Broken(_) => CheckResult::Fail,
-            probe::Outcome::Refused(_) => CheckResult::Refused,
-            probe::Outcome::Timeout => CheckResult::Timeout,
-        };
-        known.metrics.health_checked(WorkerId::CONTROL, result);
-        let healthy = report.health == Health::Healthy;
-        let was = endpoint.state.is_healthy();
-        endpoint.state.set_healthy(healthy, self.clock.now());
-        if was != healthy {
-            let to = if healthy { HealthTo::Up } else { HealthTo::Down };
-            known
-                .metrics
-                .health_changed(WorkerId::CONTROL, HealthSource::Check, to);
-            let (from, to) = if healthy {
-                ("unhealthy", "healthy")
-            } else {
-                ("healthy", "unhealthy")
-            };
-            let subject = format!("{}/{}", key.0, endpoint.label);
-            self.event(EventKind::Health, subject, from, to, report.outcome.to_string());
-        }
-        self.tasks.verdicts.insert(key, state);
-        self.count_endpoints(known);
     }
 
     pub(super) fn say_what_is_missing(&self) {
@@ -390,34 +350,68 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn count_endpoints(&self, cluster: &crate::cluster::Cluster) {
-        let mut counts = [
-            (EndpointLabel::AdminDown, 0),
-            (EndpointLabel::Draining, 0),
-            (EndpointLabel::CheckFailed, 0),
-            (EndpointLabel::Ejected, 0),
-            (EndpointLabel::Available, 0),
-        ];
+    pub(super) fn count_endpoints(&self, cluster: &Cluster) {
+        let mut counts = [0; EndpointLabel::COUNT];
         for endpoint in &cluster.endpoints {
-            let state = if endpoint.state.is_drained() {
-                0
-            } else if endpoint.weight == 0 {
-                1
-            } else if !endpoint.state.is_healthy() {
-                2
-            } else if !endpoint.is_in_service() {
-                3
-            } else {
-                4
-            };
-            counts[state].1 += 1;
-            endpoint
-                .metrics
-                .set_up(endpoint.state.is_available() && endpoint.weight > 0 && endpoint.is_in_service());
-            endpoint.metrics.set_weight(f64::from(endpoint.weight));
+            let label = EndpointLabel::from(endpoint.state.availability().state());
+            counts[label.index()] += 1;
+            endpoint.metrics.set_up(endpoint.is_usable());
+            let share = f64::from(endpoint.state.arbiter.factor());
+            endpoint.metrics.set_weight(f64::from(endpoint.weight) * share);
         }
-        for (label, count) in counts {
-            cluster.metrics.set_endpoints(label, count);
+        for label in EndpointLabel::ALL {
+            cluster.metrics.set_endpoints(*label, counts[label.index()]);
+        }
+    }
+
+    /// Who speaks here about endpoints.
+    pub(super) fn witness(&self) -> Witness<'_> {
+        Witness {
+            worker: WorkerId::CONTROL,
+            events: &self.events,
+            generation: self.cell.load().generation,
+            now: self.clock.now(),
+            score: self.vitals.score(),
+        }
+    }
+
+    /// What tasks need to speak about endpoints.
+    pub(super) fn voice(&self) -> Voice {
+        Voice {
+            cell: Arc::clone(&self.cell),
+            clock: self.clock,
+            events: Arc::clone(&self.events),
+            vitals: Arc::clone(&self.vitals),
+        }
+    }
+
+    /// Decides how members are treated that are new, before the cluster serves, and which of its series are shown.
+    fn prepare(&self, cluster: &Cluster) {
+        let is_checked = self.plan.probes.iter().any(|plan| plan.cluster == cluster.name);
+        let is_told = self
+            .plan
+            .discovery
+            .iter()
+            .any(|task| task.cluster == cluster.name);
+        let shown = |shown: bool| if shown { Shown::Yes } else { Shown::No };
+        cluster.metrics.show(shown(is_told), shown(is_checked));
+        if is_checked {
+            checks::prepare(cluster, self.witness());
+        }
+    }
+
+    /// Makes this the snapshot that serves.
+    pub(super) fn publish(&self, next: Arc<Snapshot>) {
+        let before = self.cell.load();
+        for cluster in &next.clusters {
+            cluster.list(self.witness());
+            self.prepare(cluster);
+        }
+        let members = next.clusters.iter().flat_map(|cluster| &cluster.endpoints);
+        let listed: HashSet<u64> = members.map(|endpoint| endpoint.state.id).collect();
+        self.cell.store(next);
+        for cluster in &before.clusters {
+            cluster.unlist(&listed, self.witness());
         }
     }
 

@@ -4,28 +4,26 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bellwether_core::{Dice, Moment};
+use bellwether_core::Dice;
 
 use crate::cluster::outliers::Witness;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{Events, WorkerId};
 
 /// Lets time pass for everything in `snapshot`. To be called about once a second.
-pub(super) fn upkeep(snapshot: &Snapshot, events: &Events, now: Moment, dice: &mut Dice) {
+pub(super) fn upkeep(snapshot: &Snapshot, witness: Witness<'_>, dice: &mut Dice) {
+    let Witness {
+        worker, events, now, ..
+    } = witness;
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     for guarded in snapshot.routes.iter().flat_map(|route| route.breakers.iter()) {
         if let Some(change) = guarded.breaker.tick(&guarded.settings, now, dice) {
-            guarded.changed(WorkerId::CONTROL, events, snapshot.generation, &change);
+            guarded.changed(worker, events, snapshot.generation, &change);
         }
         guarded.report(now, since_epoch);
     }
-    let witness = Witness {
-        worker: WorkerId::CONTROL,
-        events,
-        generation: snapshot.generation,
-        now,
-    };
     for cluster in &snapshot.clusters {
         cluster.sweep(witness, dice);
+        cluster.heed_all(witness);
+        cluster.weigh(witness);
     }
 }

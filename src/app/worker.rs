@@ -26,7 +26,7 @@ use crate::server::Shared;
 use crate::server::listener::{Accepting, Load};
 use crate::snapshot::Listener;
 use crate::snapshot::cell::{Cell, Reader};
-use crate::telemetry::{AccessLog, Events, ProcessMetrics, WorkerId};
+use crate::telemetry::{AWAKE, AccessLog, Events, ProcessMetrics, Vitals, WorkerId};
 use crate::wire::{Drain, Toolbox};
 
 /// What a worker is told.
@@ -103,6 +103,8 @@ pub struct Parts {
     pub metrics: Arc<ProcessMetrics>,
     /// Connections per worker.
     pub load: Arc<Load>,
+    /// How the process is doing.
+    pub vitals: Arc<Vitals>,
 }
 
 /// How to reach a worker.
@@ -124,8 +126,8 @@ impl Handle {
     }
 }
 
-/// How often the access log of a worker is handed over.
-const FLUSH: Duration = Duration::from_millis(500);
+/// The access log of a worker is handed over when it has been awake so often.
+const FLUSH: u32 = 5;
 
 /// Starts `count` workers.
 ///
@@ -180,9 +182,10 @@ fn run(
             log: parts.log.writer(id),
             metrics: Arc::clone(&parts.metrics),
             events: Arc::clone(&parts.events),
+            vitals: Arc::clone(&parts.vitals),
             wall: std::cell::Cell::new((Duration::ZERO, Moment::ZERO)),
         });
-        tokio::task::spawn_local(flush_log(Rc::clone(&worker), Arc::clone(&parts.metrics)));
+        tokio::task::spawn_local(keep_awake(Rc::clone(&worker), parts.clone()));
         Orders {
             worker,
             parts,
@@ -198,12 +201,18 @@ fn run(
 }
 
 /// Hands the access log over, and measures how late this worker gets to what is due.
-async fn flush_log(worker: Rc<Worker>, metrics: Arc<ProcessMetrics>) {
+async fn keep_awake(worker: Rc<Worker>, parts: Parts) {
+    let mut times = 0u32;
     loop {
-        let due = tokio::time::Instant::now() + FLUSH;
+        let due = tokio::time::Instant::now() + AWAKE;
         tokio::time::sleep_until(due).await;
-        metrics.runtime_lag(worker.id, due.elapsed());
-        worker.log.flush();
+        let late = due.elapsed();
+        parts.vitals.awake(worker.id, late, parts.clock.now());
+        times = times.wrapping_add(1);
+        if times.is_multiple_of(FLUSH) {
+            parts.metrics.runtime_lag(worker.id, late);
+            worker.log.flush();
+        }
     }
 }
 

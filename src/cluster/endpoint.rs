@@ -1,20 +1,27 @@
 //! One address of a cluster: what the configuration or discovery says of it, and what was learned about it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bellwether_core::Moment;
+use bellwether_core::arbiter::{Arbiter, Availability, Opinion, Source};
 use bellwether_core::balance::Load;
 use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::ejection::Ejection;
+use bellwether_core::health::{Checks, Verdict};
+use bellwether_core::heartbeat::Beats;
 use bellwether_core::idle::IdleLimit;
 use bellwether_core::outlier::{self, Tally};
+use bellwether_core::pulse::Pulse;
 use bellwether_core::recent::Recent;
 use bellwether_core::shelf::Shelf;
 use http::HeaderValue;
+use parking_lot::Mutex;
 
 use super::guarded::Guarded;
+use super::health::reason;
+use super::heartbeat::Watched;
 use crate::net::SocketAddress;
 use crate::telemetry::EndpointMetrics;
 
@@ -45,6 +52,13 @@ pub struct Endpoint {
     pub metrics: Arc<EndpointMetrics>,
 }
 
+impl Endpoint {
+    /// Whether it may be picked.
+    pub fn is_usable(&self) -> bool {
+        self.weight > 0 && self.state.availability().is_available()
+    }
+}
+
 /// What was learned about an address as a member of a cluster. Shared by all workers, kept over reloads.
 #[derive(Debug)]
 pub struct EndpointState {
@@ -52,26 +66,42 @@ pub struct EndpointState {
     pub id: u64,
     /// Requests in flight, latency, success.
     pub load: Load,
-    /// Whether it is out for behaving worse than others.
+    /// What everybody thinks of it: the one word that decides whether it is used, and the grounds behind it. Opinions
+    /// are voiced by [`Cluster::say`](super::Cluster::say), which also tells people.
+    pub arbiter: Arbiter,
+    /// When it last answered, and when it last would not have us.
+    pub pulse: Pulse,
+    /// How its ejection stands; the arbiter shows it.
     pub ejection: Arc<Ejection>,
     /// Its last times to the first byte, where latency is compared.
     pub recent: Recent,
+    /// What checks have shown; none while it is not checked.
+    pub checks: Mutex<Option<Checks>>,
+    /// What it said of itself.
+    pub beats: Mutex<Beats>,
+    /// Its signs of life.
+    pub(super) watched: Mutex<Watched>,
+    /// How many requests it wants at a time; `u32::MAX` if it did not say.
+    most: AtomicU32,
     tallies: Shelf<Tally>,
     breakers: Shelf<Breaker>,
     /// Nanoseconds that a probe of one that was ejected for being slow may take; 0 for any time.
     slow: AtomicU64,
-    /// When it joined, or `ZERO` if it was there at the start; slow start counts from here.
-    joined: AtomicU64,
-    /// The verdict of the active check. Starts as healthy: an unchecked endpoint may be used.
-    failed: AtomicBool,
-    /// Set by an operator.
-    drained: AtomicBool,
     /// Open connections over all workers.
     connections: AtomicU32,
     /// Workers that wait for one of them to end.
     room_wanted: AtomicU32,
     /// How long it keeps idle connections, as far as it has said or shown.
     pub idle: IdleLimit,
+}
+
+/// What of an endpoint's health outlives a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// What checks have shown; none if it was not checked.
+    pub verdict: Option<Verdict>,
+    /// Incarnation and number of the newest heartbeat: what comes must be newer.
+    pub newest: Option<(u64, u64)>,
 }
 
 impl EndpointState {
@@ -82,44 +112,44 @@ impl EndpointState {
             // Ordering: only uniqueness matters.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             load: Load::default(),
+            arbiter: Arbiter::new(joined),
+            pulse: Pulse::new(),
             ejection: Arc::default(),
             recent: Recent::new(),
+            checks: Mutex::default(),
+            beats: Mutex::default(),
+            watched: Mutex::default(),
+            most: AtomicU32::new(u32::MAX),
             tallies: Shelf::default(),
             breakers: Shelf::default(),
             slow: AtomicU64::new(0),
-            joined: AtomicU64::new(joined.as_nanos()),
-            failed: AtomicBool::new(false),
-            drained: AtomicBool::new(false),
             connections: AtomicU32::new(0),
             room_wanted: AtomicU32::new(0),
             idle: IdleLimit::new(),
         }
     }
 
-    // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
-
-    /// Whether a request may be sent here as far as checks and operators are concerned.
-    pub fn is_available(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed) && !self.drained.load(Ordering::Relaxed)
+    /// Whether it may be used, and who is against it: one load.
+    pub fn availability(&self) -> Availability {
+        self.arbiter.availability()
     }
 
-    /// The last verdict of the active check.
-    pub fn is_healthy(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed)
+    /// What outlives the process, apart from [`EndpointState::ejection`].
+    pub fn save(&self) -> Saved {
+        Saved {
+            verdict: self.checks.lock().as_ref().map(Checks::verdict),
+            newest: self.beats.lock().newest(),
+        }
     }
 
-    /// Whether an operator has drained it.
-    pub fn is_drained(&self) -> bool {
-        self.drained.load(Ordering::Relaxed)
-    }
-
-    /// Records a verdict of the active check. An endpoint that comes back starts slowly.
-    pub fn set_healthy(&self, healthy: bool, now: Moment) {
-        let was_failed = self.failed.swap(!healthy, Ordering::Relaxed);
-        if healthy && was_failed {
-            // Whatever it was ejected for, it is another process now.
-            self.ejection.invite(now);
-            self.came_back(now);
+    /// Takes over what another process knew, before anything is known here.
+    pub fn restore(&self, saved: Saved, now: Moment) {
+        *self.checks.lock() = saved.verdict.map(Checks::with);
+        *self.beats.lock() = Beats::after(saved.newest);
+        if saved.verdict.is_some_and(|verdict| !verdict.is_used()) {
+            let evidence = "as the process before found".to_owned();
+            self.arbiter
+                .set(Source::Check, Opinion::Down, reason::CHECK_FAILED, evidence, now);
         }
     }
 
@@ -151,24 +181,24 @@ impl EndpointState {
         bound > 0 && took.as_nanos() > u128::from(bound)
     }
 
-    /// It is in service again, starts slowly, and is not taken for what it was before.
-    pub(super) fn came_back(&self, now: Moment) {
+    /// It is in service again, and is not taken for what it was before.
+    pub(super) fn starts_anew(&self, now: Moment) {
         self.load.forget();
         self.recent.clear();
         if let Some(tally) = self.tallies.last() {
             tally.clear(now);
         }
-        self.joined.store(now.as_nanos(), Ordering::Relaxed);
     }
 
-    /// Drains or restores it for an operator.
-    pub fn set_drained(&self, drained: bool) {
-        self.drained.store(drained, Ordering::Relaxed);
+    // Ordering (all of the following): each value stands alone and a reader may act on one that is a moment old.
+
+    /// How many requests it wants at a time.
+    pub(super) fn ask_at_most(&self, most: Option<u32>) {
+        self.most.store(most.unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
-    /// When it joined or came back.
-    pub fn joined(&self) -> Moment {
-        Moment::from_nanos(self.joined.load(Ordering::Relaxed))
+    pub(super) fn asked_at_most(&self) -> u32 {
+        self.most.load(Ordering::Relaxed)
     }
 
     /// Open connections over all workers.

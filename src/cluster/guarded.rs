@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::breaker::{Breaker, Passage, Permit, Report, Settings, State, Transition};
 use bellwether_core::{Dice, Moment, Outcome};
 
+use super::health::{Said, reason};
 use super::outliers::{Attempted, Witness};
 use super::{Cluster, Endpoint};
 use crate::telemetry::{BreakerCall, BreakerMetrics, BreakerSeen, Change, EventKind, Events, WorkerId};
@@ -175,11 +177,28 @@ impl Cluster {
         let Some(guarded) = endpoint.guards.get(guard) else {
             return;
         };
-        match change.to {
-            State::Closed => endpoint.state.came_back(witness.now),
+        let is_shared = self.guards.get(guard).is_some_and(|plan| plan.route.is_none());
+        let opinion = match change.to {
+            State::Closed | State::ForcedClosed => Some((Opinion::Up, reason::BREAKER_CLOSED)),
+            State::Open | State::ForcedOpen => Some((Opinion::Degraded, reason::BREAKER_OPEN)),
+            State::HalfOpen | State::Recovering => None,
+        };
+        if matches!(change.to, State::Open | State::ForcedOpen) {
             // Ordering: Relaxed; a hint that the next tick sets right.
-            State::Open | State::ForcedOpen => self.state.any_shut.store(true, Ordering::Relaxed),
-            State::HalfOpen | State::Recovering | State::ForcedClosed => {}
+            self.state.any_shut.store(true, Ordering::Relaxed);
+        }
+        if change.to == State::Closed {
+            endpoint.state.starts_anew(witness.now);
+        }
+        // Routes that do not ask it send less there; those that do are stopped by the breaker itself.
+        if let (true, Some((opinion, reason))) = (is_shared, opinion) {
+            let said = Said {
+                source: Source::Breaker,
+                opinion,
+                reason,
+                evidence: change.cause.name().to_owned(),
+            };
+            self.say(index, said, witness);
         }
         guarded.changed(witness.worker, witness.events, witness.generation, change);
     }

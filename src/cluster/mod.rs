@@ -9,6 +9,8 @@ pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
 pub mod guarded;
+pub mod health;
+pub mod heartbeat;
 pub mod outliers;
 pub mod pool;
 pub mod probe;
@@ -24,6 +26,7 @@ use bellwether_core::breaker::{self, Breaker, Passage};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
 use bellwether_core::outlier::{self, Referee};
+use bellwether_core::panic::{self, Panic};
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
 use bellwether_core::{Dice, Moment};
@@ -72,12 +75,21 @@ pub struct Settings {
     pub max_in_flight_per_endpoint: Option<u32>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
+    /// Whether what an endpoint says of itself in an answer is believed ([`crate::message::fail`]): where something brings
+    /// it back that asks again.
+    pub heeds_answers: bool,
+    /// How endpoints are watched for signs of life; none when off.
+    pub heartbeat: Option<heartbeat::Settings>,
     /// Who is ejected, and for how long; none when off.
     pub outlier: Option<outlier::Settings>,
     /// Whether copies of requests find out early that who is ejected works again.
     pub rehearsals: bool,
+    /// When too few are left, and what happens then; none when off.
+    pub panic: Option<panic::Settings>,
     /// How many retries the cluster can bear; none means any number.
     pub retry_budget: Option<budget::Settings>,
+    /// The zone that requests stay in as far as it bears them: our own, if it is known and asked for.
+    pub zone: Option<Arc<str>>,
     /// What hashing policies hash.
     pub hash_on: Vec<HashKey>,
 }
@@ -112,6 +124,10 @@ pub struct Cluster {
 pub struct ClusterState {
     in_flight: AtomicU32,
     referee: Referee,
+    /// Whether too few are left.
+    panic: Panic,
+    /// `f32` bits: the greatest share of its weight that an endpoint asks for, above 1; 0 for none.
+    greatest: AtomicU32,
     /// Whether an endpoint may be out.
     any_out: AtomicBool,
     /// Whether the breaker of an endpoint may refuse.
@@ -121,6 +137,17 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// What shares are relative to: an endpoint that asks for twice its weight makes all others get half as often.
+    fn greatest_share(&self) -> f32 {
+        // Ordering: Relaxed; a lone value.
+        f32::from_bits(self.greatest.load(Ordering::Relaxed)).max(1.0)
+    }
+
+    fn set_greatest_share(&self, share: f32) {
+        // Ordering: Relaxed, as above.
+        self.greatest.store(share.to_bits(), Ordering::Relaxed);
+    }
+
     /// The breaker that all routes to the cluster share.
     pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
         self.breakers.take(
@@ -214,67 +241,85 @@ impl Cluster {
         now: Moment,
         dice: &mut Dice,
     ) -> Result<Picked, NoPick> {
-        if may_probe && let Some((index, probe)) = self.due(tried, now) {
+        if may_probe && let Some((index, probe)) = self.due(tried, now, dice) {
             return Ok(Picked {
                 index,
                 probe: Some(probe),
             });
         }
-        // Ordering: Relaxed; a hint that the next tick sets right.
-        let guard = wish.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed));
-        let candidates = Candidates {
+        // Where panic began with endpoints left, nobody's health is asked; usually it begins when nobody is left.
+        let calm = Candidates {
             cluster: self,
             tried,
-            guard,
+            // Ordering: Relaxed; a hint that the next tick sets right.
+            guard: wish.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed)),
             now,
+            panic: self.state.panic.since().and(self.settings.panic),
         };
         let wanted = || {
             let mut indices = 0..self.endpoints.len();
-            guard.and_then(|_| indices.find(|index| candidates.is_wanted(*index)))
+            calm.guard
+                .and_then(|_| indices.find(|index| calm.is_wanted(*index)))
         };
         if may_probe && let Some(index) = wanted() {
             return Ok(Picked { index, probe: None });
         }
-        if let Some(index) = self.balancer.pick(&candidates, wish.hash, now, dice) {
+        if let Some(index) = self.balancer.pick(&calm, wish.hash, now, dice) {
             return Ok(Picked { index, probe: None });
         }
         // Whoever comes is better than nobody.
         if let Some(index) = wanted() {
             return Ok(Picked { index, probe: None });
         }
-        let usable = || {
-            self.endpoints
-                .iter()
-                .enumerate()
-                .filter(|(_, e)| e.weight > 0 && e.state.is_available())
+        let panicking = Candidates {
+            panic: calm.panic.or_else(|| self.panics()),
+            ..calm
         };
-        let in_service = |endpoint: &Endpoint| self.settings.outlier.is_none() || endpoint.is_in_service();
-        let untried = |index: usize| !tried.contains(&index_of(index));
-        if usable().next().is_none() {
-            return Err(NoPick::NoneAvailable);
-        }
-        if !usable().any(|(_, endpoint)| in_service(endpoint)) {
-            // Panic: nobody is left but those that are ejected, and one of them is better than nobody.
-            let left: SmallVec<[usize; 8]> = usable()
-                .map(|(index, _)| index)
-                .filter(|index| untried(*index))
-                .collect();
-            let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
-            let index = *left.get(draw).ok_or(NoPick::AllTried)?;
+        if panicking.panic.is_some()
+            && calm.panic.is_none()
+            && let Some(index) = self.balancer.pick(&panicking, wish.hash, now, dice)
+        {
             return Ok(Picked { index, probe: None });
         }
-        let mut serving = usable().filter(|(_, endpoint)| in_service(endpoint));
-        if serving.all(|(index, _)| !untried(index)) {
+        let mut willing = (0..self.endpoints.len())
+            .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
+            .peekable();
+        if willing.peek().is_none() {
+            return Err(NoPick::NoneAvailable);
+        }
+        let mut untried = (0..self.endpoints.len())
+            .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
+            .filter(|index| !tried.contains(&index_of(*index)))
+            .peekable();
+        if untried.peek().is_none() {
             return Err(NoPick::AllTried);
         }
-        let shut = usable()
-            .filter(|(index, endpoint)| in_service(endpoint) && untried(*index))
-            .filter_map(|(_, endpoint)| match endpoint.passage(guard, now) {
+        let shut = untried
+            .filter_map(|index| match self.endpoints[index].passage(calm.guard, now) {
                 Passage::Shut(left) => Some(left),
                 Passage::Free | Passage::Due => None,
             })
             .min();
         Err(shut.map_or(NoPick::AtLimit, NoPick::BreakersOpen))
+    }
+
+    /// How many members are available, of how many; those that somebody took out on purpose do not count.
+    fn standing(&self) -> (usize, usize) {
+        let counts = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.weight > 0 && !panic::is_taken_out(endpoint.state.availability()));
+        counts.fold((0, 0), |(available, total), endpoint| {
+            (available + usize::from(endpoint.is_usable()), total + 1)
+        })
+    }
+
+    /// The settings of panic, if this is one.
+    fn panics(&self) -> Option<panic::Settings> {
+        let (available, total) = self.standing();
+        self.settings
+            .panic
+            .filter(|settings| settings.is_panic(available, total))
     }
 }
 
@@ -283,26 +328,44 @@ fn index_of(index: usize) -> u32 {
 }
 
 /// What the balancer asks about the members at the moment of a pick.
+#[derive(Clone, Copy)]
 struct Candidates<'a> {
     cluster: &'a Cluster,
     tried: &'a Tried,
     /// The breaker to ask, while any may refuse.
     guard: Option<usize>,
     now: Moment,
+    /// In panic not health decides, but who would answer at all.
+    panic: Option<panic::Settings>,
+}
+
+impl Candidates<'_> {
+    /// Whether an endpoint is below its limit, and below what it asked for itself.
+    fn has_room(&self, endpoint: &Endpoint) -> bool {
+        let limit = self
+            .cluster
+            .settings
+            .max_in_flight_per_endpoint
+            .unwrap_or(u32::MAX);
+        let limit = limit.min(endpoint.state.asked_at_most());
+        limit == u32::MAX || endpoint.state.load.in_flight() < limit
+    }
+
+    /// Whether an endpoint would take a request, apart from limits and from what this request has tried.
+    fn is_willing(&self, index: usize) -> bool {
+        let state = &self.cluster.endpoints[index].state;
+        match &self.panic {
+            None => state.availability().is_available(),
+            Some(settings) => settings.admits(state.availability(), &state.pulse, self.now),
+        }
+    }
 }
 
 impl Candidates<'_> {
     /// Whether it could be picked if it had no breaker.
     fn is_usable(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
-        endpoint.state.is_available()
-            && (self.cluster.settings.outlier.is_none() || endpoint.is_in_service())
-            && !self.tried.contains(&index_of(index))
-            && self
-                .cluster
-                .settings
-                .max_in_flight_per_endpoint
-                .is_none_or(|limit| endpoint.state.load.in_flight() < limit)
+        self.is_willing(index) && !self.tried.contains(&index_of(index)) && self.has_room(endpoint)
     }
 
     /// Whether its breaker waits for a probe.
@@ -324,14 +387,15 @@ impl Members for Candidates<'_> {
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {
-        let Some(window) = self.cluster.settings.slow_start else {
+        if self.panic.is_some() {
             return 1.0;
-        };
-        let joined = self.cluster.endpoints[index].state.joined();
-        if joined == Moment::ZERO {
-            1.0
-        } else {
-            SlowStart { window }.factor(joined, now)
+        }
+        let arbiter = &self.cluster.endpoints[index].state.arbiter;
+        let factor = arbiter.factor() / self.cluster.state.greatest_share();
+        let entered = arbiter.entered();
+        match self.cluster.settings.slow_start {
+            Some(window) if entered > Moment::ZERO => factor * SlowStart { window }.factor(entered, now),
+            _ => factor,
         }
     }
 }

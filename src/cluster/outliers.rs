@@ -6,8 +6,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bellwether_core::arbiter::{Opinion, Source};
 use bellwether_core::ejection::{Conclusion, Ejected, Probe, Standing};
 use bellwether_core::outlier::{Finding, Kind, Member, Ruling, Verdict};
+use bellwether_core::panic::is_taken_out;
 use bellwether_core::self_health::Score;
 use bellwether_core::{Dice, Moment, Origin, Outcome};
 
@@ -25,6 +27,8 @@ pub struct Witness<'a> {
     pub generation: u64,
     /// The present moment.
     pub now: Moment,
+    /// How far our own clock may be trusted.
+    pub score: Score,
 }
 
 /// How an attempt went, as far as ejection is concerned.
@@ -49,18 +53,23 @@ impl Endpoint {
 }
 
 impl Cluster {
-    /// An endpoint whose time out is over, and the right to send it one request.
-    pub(super) fn due(&self, tried: &[u32], now: Moment) -> Option<(usize, Probe)> {
+    /// An endpoint whose time out is over, and the right to send it one request. The search begins anywhere: one that fails
+    /// each of its probes must not keep those behind it waiting.
+    pub(super) fn due(&self, tried: &[u32], now: Moment, dice: &mut Dice) -> Option<(usize, Probe)> {
         let settings = self.settings.outlier.as_ref()?;
         // Ordering: Relaxed; a hint that the sweep sets right.
         if !self.state.any_out.load(Ordering::Relaxed) {
             return None;
         }
-        self.endpoints.iter().enumerate().find_map(|(index, endpoint)| {
-            let usable = endpoint.weight > 0
-                && endpoint.state.is_available()
+        let count = self.endpoints.len();
+        let start = dice.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize;
+        (start..count).chain(0..start).find_map(|index| {
+            let endpoint = &self.endpoints[index];
+            let only_ejected = endpoint.weight > 0
+                && endpoint.state.availability().is_removed_only_by(Source::Ejection)
                 && !tried.contains(&super::index_of(index));
-            let probe = usable.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
+            let probe =
+                only_ejected.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
             Some((index, probe))
         })
     }
@@ -72,8 +81,9 @@ impl Cluster {
             return None;
         }
         self.endpoints.iter().position(|endpoint| {
-            let usable = endpoint.weight > 0 && endpoint.state.is_available();
-            usable && endpoint.state.ejection.rehearse(now)
+            let only_ejected =
+                endpoint.weight > 0 && endpoint.state.availability().is_removed_only_by(Source::Ejection);
+            only_ejected && endpoint.state.ejection.rehearse(now)
         })
     }
 
@@ -124,7 +134,7 @@ impl Cluster {
             {
                 let members = self.members();
                 let referee = &self.state.referee;
-                let verdict = referee.strike(settings, &members, self.place(index), Score::WELL, now, dice);
+                let verdict = referee.strike(settings, &members, self.place(index), witness.score, now, dice);
                 drop(members);
                 if let Some(verdict) = verdict {
                     self.announce(index, &verdict, witness);
@@ -140,14 +150,11 @@ impl Cluster {
         };
         match probe.judge(&settings.ejection, outcome, now, dice) {
             Conclusion::Returned => self.returned(index, "probe passed", witness),
-            Conclusion::Again(ejected) => self.tell(
-                index,
-                "ejected",
-                "ejected",
-                "probe_failed",
-                &length(&ejected, now),
-                witness,
-            ),
+            Conclusion::Again(ejected) => {
+                let until = length(&ejected, now);
+                self.show_ejection(index, "probe_failed", &until, witness);
+                self.tell(index, "ejected", "ejected", "probe_failed", &until, witness);
+            }
             Conclusion::Released | Conclusion::Stale => {}
         }
     }
@@ -156,13 +163,14 @@ impl Cluster {
     pub fn sweep(&self, witness: Witness<'_>, dice: &mut Dice) -> u64 {
         self.tick_breakers(witness, dice);
         let Some(settings) = &self.settings.outlier else {
+            self.pardon_all(witness);
             return 0;
         };
         let members = self.members();
         let report = self
             .state
             .referee
-            .sweep(settings, &members, Score::WELL, witness.now, dice);
+            .sweep(settings, &members, witness.score, witness.now, dice);
         drop(members);
         let indices = self.indices();
         for verdict in &report.verdicts {
@@ -187,6 +195,7 @@ impl Cluster {
                 generation: witness.generation,
             });
         }
+        self.show_ejections(witness);
         let out = self
             .endpoints
             .iter()
@@ -200,7 +209,7 @@ impl Cluster {
     /// Those that are compared: an operator's decisions are none of the referee's business.
     fn indices(&self) -> Vec<usize> {
         let compared = |endpoint: &Endpoint| {
-            endpoint.tally.is_some() && !endpoint.state.is_drained() && endpoint.weight > 0
+            endpoint.tally.is_some() && !is_taken_out(endpoint.state.availability()) && endpoint.weight > 0
         };
         (0..self.endpoints.len())
             .filter(|index| compared(&self.endpoints[*index]))
@@ -214,7 +223,7 @@ impl Cluster {
                 tally: endpoint.tally.as_deref()?,
                 ejection: &endpoint.state.ejection,
                 group: u32::from(endpoint.priority),
-                available: endpoint.state.is_available(),
+                available: endpoint.state.availability().but_for(Source::Ejection),
                 recent: self
                     .settings
                     .outlier
@@ -255,14 +264,11 @@ impl Cluster {
         };
         self.metrics
             .ejected(witness.worker, Detector::from(&finding), result);
-        self.tell(
-            index,
-            "available",
-            to,
-            finding.detector(),
-            &format!("{finding}; {more}"),
-            witness,
-        );
+        let evidence = format!("{finding}; {more}");
+        if result == EjectionResult::Enforced {
+            self.show_ejection(index, finding.detector(), &evidence, witness);
+        }
+        self.tell(index, "available", to, finding.detector(), &evidence, witness);
     }
 
     fn returned(&self, index: usize, why: &str, witness: Witness<'_>) {
@@ -270,8 +276,44 @@ impl Cluster {
         if let Some(tally) = &endpoint.tally {
             tally.clear(witness.now);
         }
-        endpoint.state.came_back(witness.now);
+        self.show_ejection(index, "returned", why, witness);
         self.tell(index, "ejected", "available", "returned", why, witness);
+    }
+
+    /// Nobody is compared any more, so nobody is out.
+    fn pardon_all(&self, witness: Witness<'_>) {
+        for index in 0..self.endpoints.len() {
+            let is_shown = self.endpoints[index]
+                .state
+                .availability()
+                .is_down_by(Source::Ejection);
+            if self.endpoints[index].state.ejection.pardon(witness.now) || is_shown {
+                self.returned(index, "outlier_detection is off", witness);
+            }
+        }
+    }
+
+    /// Shows the arbiter every ejection that it does not know, one taken over from another process for example.
+    pub fn show_ejections(&self, witness: Witness<'_>) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if endpoint.state.availability().is_down_by(Source::Ejection) == endpoint.is_in_service() {
+                self.show_ejection(index, "taken_over", "", witness);
+            }
+        }
+    }
+
+    /// Shows the arbiter how the ejection stands.
+    fn show_ejection(&self, index: usize, reason: &'static str, evidence: &str, witness: Witness<'_>) {
+        let endpoint = &self.endpoints[index];
+        let change = endpoint.state.arbiter.set_to(Source::Ejection, witness.now, || {
+            let opinion = if endpoint.is_in_service() {
+                Opinion::Up
+            } else {
+                Opinion::Down
+            };
+            (opinion, reason, evidence.to_owned())
+        });
+        self.count(index, Source::Ejection, change, witness);
     }
 
     fn tell(&self, index: usize, from: &str, to: &str, reason: &str, evidence: &str, witness: Witness<'_>) {

@@ -45,9 +45,13 @@ pub(super) fn settings() -> Settings {
         max_in_flight: None,
         max_in_flight_per_endpoint: None,
         slow_start: None,
+        heeds_answers: false,
+        heartbeat: None,
         outlier: None,
         rehearsals: false,
+        panic: None,
         retry_budget: None,
+        zone: None,
         hash_on: Vec::new(),
     }
 }

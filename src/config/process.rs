@@ -41,6 +41,8 @@ object! {
         bearer_token: Option<Sp<Secret>> = none;
         /// read only
         viewer_token: Option<Sp<Secret>> = none;
+        /// heartbeats of endpoints, nothing else
+        heartbeat_token: Option<Sp<Secret>> = none;
     }
 }
 
@@ -53,6 +55,8 @@ object! {
         drain: Sp<Drain> = "{}";
         /// how changes are taken up
         reload: Sp<Reload> = "{}";
+        /// the zone we run in, for `load_balancing.zone_aware`
+        zone: Option<Sp<String>> = none as "$BELLWETHER_ZONE";
         /// last good discovery, breaker and leader state for a warm start
         state_file: Option<Sp<OutputPath>> = none;
     }

@@ -21,18 +21,15 @@ pub const UNPERFORMED: &[&str] = &[
     "fallback",
     "fault",
     "fleet",
-    "heartbeat",
     "leader",
     "max_queue",
     "operation",
     "original_destination",
-    "panic",
     "prefer",
     "priority",
     "queue_timeout",
     "rate_limit",
     "tracing",
-    "zone_aware",
 ];
 
 /// Refuses what is written and not performed.
@@ -102,23 +99,11 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(discovery) = &cluster.discovery {
         refuse.some("discovery.kubernetes", discovery.kubernetes.as_ref());
     }
-    if let Some(check) = &cluster.health_check.value {
-        refuse.some("health_check.grpc_service", check.grpc_service.as_ref());
-    }
-    if let Some(heartbeat) = &cluster.heartbeat {
-        refuse.switch("heartbeat", heartbeat);
-    }
-    refuse.switch("panic", &cluster.panic);
     refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);
     refuse.switch("leader", &cluster.leader);
     refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");
     refuse.unless("limits.queue_timeout", &cluster.limits.queue_timeout, "1s");
     refuse.unless("load_balancing.prefer", &cluster.load_balancing.prefer, "none");
-    refuse.when(
-        true,
-        "load_balancing.zone_aware",
-        cluster.load_balancing.zone_aware.key,
-    );
 }
 
 struct Refuse<'a> {

@@ -6,6 +6,7 @@
 pub mod deadline;
 pub mod direct_response;
 pub mod edits;
+pub mod fail;
 pub mod forwarded;
 pub mod grpc;
 pub mod hygiene;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bellwether_core::breaker::Permit;
 use bellwether_core::ejection::Probe;
+use bellwether_core::heartbeat::State;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
 
@@ -23,15 +24,18 @@ use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoi
 use crate::cluster::outliers::{Attempted, Witness};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, Endpoint, Picked};
+use crate::message::forwarded::Trust;
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
-use crate::message::{grpc, hygiene};
+use crate::message::{fail, grpc, hygiene};
 use crate::net::wheel::Timer;
 use crate::snapshot::FailureWhen;
 use crate::telemetry::{AttemptEnd, CloseReason, OutcomeLabel, RetryTrigger, UpstreamFailure, WorkerId};
 
 const GRPC_UNAVAILABLE: u8 = 14;
+/// How long a wish to leave holds that came with an answer; a check that is answered without it ends it sooner.
+const WISH_HOLDS: Duration = Duration::from_secs(60);
 
 /// What is sent, however often.
 #[derive(Debug)]
@@ -132,6 +136,7 @@ pub(super) fn ask(
         events: &worker.events,
         generation: cx.view.snapshot.generation,
         now: worker.tools.wheel.recent(),
+        score: worker.vitals.score(),
     };
     let permit = cluster.ask(index, guard, witness, &mut worker.dice.borrow_mut())?;
     Ok(permit.map(|permit| Passed { guard, permit }))
@@ -199,6 +204,11 @@ impl AttemptGuard {
         self.cluster.endpoints[self.index].state.load.heard(now);
         self.code = status.as_u16();
         let outcome = when.of_status(status, None);
+        // A head is a sign of life, however long its body takes.
+        self.cluster.endpoints[self.index]
+            .state
+            .pulse
+            .record(outcome, now);
         self.outcome = Some(match outcome {
             Outcome::Success => Outcome::Success,
             // A proxy between us and the endpoint said so for itself.
@@ -212,6 +222,23 @@ impl AttemptGuard {
             self.cluster
                 .metrics
                 .attempt_failed(self.id(), UpstreamFailure::Status);
+        }
+    }
+
+    /// The endpoint says that it wants no more. What a client can have made it say must not be worse than a wish: where
+    /// everybody wishes so, they are asked all the same.
+    fn wishes_to_leave(&self, now: Moment) {
+        self.cluster
+            .hear(self.index, State::Drain, WISH_HOLDS, self.witness(now));
+    }
+
+    fn witness(&self, now: Moment) -> Witness<'_> {
+        Witness {
+            worker: self.worker.id,
+            events: &self.worker.events,
+            generation: self.generation,
+            now,
+            score: self.worker.vitals.score(),
         }
     }
 
@@ -300,12 +327,9 @@ impl Drop for AttemptGuard {
             None => endpoint.state.load.end_ignored(),
         }
         let outcome = self.outcome.unwrap_or(Outcome::Ignored);
-        let witness = Witness {
-            worker: self.worker.id,
-            events: &self.worker.events,
-            generation: self.generation,
-            now,
-        };
+        endpoint.state.pulse.record(outcome, now);
+        let (passed, probe) = (self.passed.take(), self.probe.take());
+        let witness = self.witness(now);
         let mut dice = self.worker.dice.borrow_mut();
         let attempted = Attempted {
             outcome,
@@ -313,12 +337,12 @@ impl Drop for AttemptGuard {
             began: self.started,
             took: self.rtt.unwrap_or(duration),
         };
-        if let Some(Passed { guard, permit }) = self.passed.take() {
+        if let Some(Passed { guard, permit }) = passed {
             self.cluster
                 .judged(self.index, guard, permit, attempted, witness, &mut dice);
         }
         self.cluster
-            .attempted(self.index, self.probe.take(), attempted, witness, &mut dice);
+            .attempted(self.index, probe, attempted, witness, &mut dice);
         drop(dice);
         let outcome = OutcomeLabel::from(outcome);
         self.cluster.metrics.attempt_ended(
@@ -459,6 +483,12 @@ pub(super) async fn attempt(cx: &RequestCx, call: &Call<'_>, aim: Aim) -> Result
                 let now = worker.tools.wheel.recent();
                 if let Some(route) = cx.route(&cx.view) {
                     guard.answered(head.status, &head.headers, &route.failure_when, now);
+                }
+                if cluster.settings.heeds_answers && fail::said(&head.headers).is_some() {
+                    guard.wishes_to_leave(now);
+                    if cx.view.hop.trust() == Trust::Untrusted {
+                        fail::strip(&mut head.headers);
+                    }
                 }
                 if let Some(translated) = &translated {
                     translated.answer(&mut head);

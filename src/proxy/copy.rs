@@ -151,6 +151,7 @@ pub(super) fn rehearse(cx: &RequestCx, route: &Arc<Route>, cluster: &Arc<Cluster
             events: &worker.events,
             generation,
             now: worker.tools.wheel.recent(),
+            score: worker.vitals.score(),
         };
         cluster.rehearsed(index, well, took, witness);
     });

@@ -44,7 +44,7 @@ use crate::message::template::Values;
 use crate::net::PeerInfo;
 use crate::snapshot::cell::{Reader, World};
 use crate::snapshot::{Action, Listener, Snapshot};
-use crate::telemetry::{AccessWriter, Events, ProcessMetrics, WorkerId};
+use crate::telemetry::{AccessWriter, Events, ProcessMetrics, Vitals, WorkerId};
 use crate::wire::{Early, Inbound, Refusal, Reply, RequestBody, Service, Toolbox};
 
 /// What one worker's requests share. Made by `app`, once per worker.
@@ -66,6 +66,8 @@ pub struct Worker {
     pub metrics: Arc<ProcessMetrics>,
     /// What changes.
     pub events: Arc<Events>,
+    /// How the process is doing.
+    pub vitals: Arc<Vitals>,
     /// Wall clock minus monotonic clock, and when it was last compared.
     pub wall: Cell<(Duration, Moment)>,
 }

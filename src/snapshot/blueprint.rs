@@ -3,10 +3,11 @@
 //! Members come and go far more often than settings do. A new set of members costs one new cluster and one new list of
 //! clusters; listeners, routes and all other clusters are shared with the snapshot before.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bellwether_core::Moment;
-use bellwether_core::balance::{Balancer, MemberSpec, Policy};
+use bellwether_core::balance::{Balancer, MemberSpec, Place, Policy};
 use http::HeaderValue;
 
 use super::Snapshot;
@@ -63,7 +64,20 @@ impl Blueprint {
                 key: endpoint.label.as_bytes(),
             })
             .collect();
-        let balancer = Balancer::new(self.policy, &specs, registry.seed(&self.name));
+        let seed = registry.seed(&self.name);
+        let balancer = match &self.settings.zone {
+            None => Balancer::new(self.policy, &specs, seed),
+            Some(own) => {
+                let place = |endpoint: &Endpoint| match &endpoint.zone {
+                    Some(zone) if zone == own => Place::Here,
+                    _ => Place::Elsewhere,
+                };
+                let places: Vec<Place> = endpoints.iter().map(place).collect();
+                let zones: BTreeSet<Option<&str>> = endpoints.iter().map(|e| e.zone.as_deref()).collect();
+                let count = u32::try_from(zones.len()).unwrap_or(u32::MAX);
+                Balancer::zoned(self.policy, &specs, &places, count, seed)
+            }
+        };
         let state = registry.cluster(&self.name);
         let budget = self
             .settings

@@ -284,6 +284,6 @@ mod tests {
         assert_ne!(one.id, other.id);
         let again = registry.endpoint(&"a".into(), &address, registry.now());
         assert!(Arc::ptr_eq(&one, &again));
-        assert_eq!(again.joined(), Moment::ZERO);
+        assert_eq!(again.arbiter.entered(), Moment::ZERO);
     }
 }

@@ -43,6 +43,10 @@ pub enum EventKind {
     Drain,
     /// A new binary took over, or did not.
     Replacement,
+    /// How far this process trusts its own clock.
+    SelfHealth,
+    /// Too few endpoints of a cluster are left.
+    Panic,
 }
 
 impl EventKind {
@@ -57,6 +61,8 @@ impl EventKind {
         Self::Listener,
         Self::Drain,
         Self::Replacement,
+        Self::SelfHealth,
+        Self::Panic,
     ];
 
     /// The word in the stream.
@@ -71,6 +77,8 @@ impl EventKind {
             Self::Listener => "listener",
             Self::Drain => "drain",
             Self::Replacement => "replacement",
+            Self::SelfHealth => "self_health",
+            Self::Panic => "panic",
         }
     }
 

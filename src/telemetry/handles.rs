@@ -19,8 +19,8 @@ use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, Wo
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
-    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger,
+    RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].
@@ -334,6 +334,8 @@ pub struct ClusterMetrics {
     pub(crate) checked: AtomicBool,
     /// Breakers of members by state; all 0 where they have none.
     pub(crate) breakers: [AtomicU64; State::ALL.len()],
+    /// Whether too few are left.
+    pub(crate) panic: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -349,6 +351,7 @@ pub(crate) struct ClusterBlock {
     pub(crate) closed: [Cell64; CloseReason::COUNT],
     pub(crate) ejections: [[Cell64; EjectionResult::COUNT]; Detector::COUNT],
     pub(crate) checks: [Cell64; CheckResult::COUNT],
+    pub(crate) heartbeats: [Cell64; HeartbeatResult::COUNT],
     pub(crate) transitions: [[Cell64; HealthTo::COUNT]; HealthSource::COUNT],
     pub(crate) discovery: [Cell64; DiscoveryResult::COUNT],
 }
@@ -367,6 +370,7 @@ impl Block for ClusterBlock {
             closed: Default::default(),
             ejections: Default::default(),
             checks: Default::default(),
+            heartbeats: Default::default(),
             transitions: Default::default(),
             discovery: Default::default(),
         }
@@ -390,6 +394,7 @@ impl ClusterMetrics {
             stale: AtomicBool::new(false),
             checked: AtomicBool::new(false),
             breakers: Default::default(),
+            panic: AtomicBool::new(false),
         }
     }
 
@@ -470,6 +475,12 @@ impl ClusterMetrics {
         slot.block.checks[result.index()].add(slot.access, 1);
     }
 
+    /// A heartbeat came.
+    pub fn heartbeat_received(&self, worker: WorkerId, result: HeartbeatResult) {
+        let slot = self.cells.at(worker);
+        slot.block.heartbeats[result.index()].add(slot.access, 1);
+    }
+
     /// An endpoint came or went.
     pub fn health_changed(&self, worker: WorkerId, source: HealthSource, to: HealthTo) {
         let slot = self.cells.at(worker);
@@ -486,6 +497,11 @@ impl ClusterMetrics {
     /// How many endpoints are in this state now.
     pub fn set_endpoints(&self, state: EndpointLabel, count: u64) {
         self.endpoints[state.index()].store(count, Ordering::Relaxed);
+    }
+
+    /// Whether too few endpoints are left.
+    pub fn set_panic(&self, panic: bool) {
+        self.panic.store(panic, Ordering::Relaxed);
     }
 
     /// Discovery said something. `now` is seconds since 1970 and is kept when the answer was usable.
@@ -524,6 +540,8 @@ pub struct EndpointMetrics {
     pub(crate) weight: AtomicU64,
     /// Bits of an `f64`, in seconds.
     pub(crate) latency: AtomicU64,
+    /// Bits of an `f64`; not a number while nobody watches.
+    pub(crate) phi: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -551,6 +569,7 @@ impl EndpointMetrics {
             up: AtomicBool::new(true),
             weight: AtomicU64::new(1_f64.to_bits()),
             latency: AtomicU64::new(0_f64.to_bits()),
+            phi: AtomicU64::new(f64::NAN.to_bits()),
         }
     }
 
@@ -579,6 +598,12 @@ impl EndpointMetrics {
         self.weight.store(weight.to_bits(), Ordering::Relaxed);
     }
 
+    /// How surprising its silence is; none when nobody watches it.
+    pub fn set_phi(&self, phi: Option<f64>) {
+        self.phi
+            .store(phi.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
+    }
+
     /// What the balancer believes it needs for an answer.
     pub fn set_latency(&self, latency: Duration) {
         self.latency
@@ -592,6 +617,7 @@ pub struct ProcessMetrics {
     pub(crate) cells: Sharded<ProcessBlock>,
     /// Index into [`DrainState`].
     pub(crate) drain: AtomicU64,
+    pub(crate) self_health: AtomicU64,
     pub(crate) seldom: parking_lot::Mutex<Seldom>,
 }
 
@@ -623,6 +649,7 @@ pub(crate) struct ProcessBlock {
     pub(crate) reloads: [[Cell64; ReloadTrigger::COUNT]; ReloadResult::COUNT],
     pub(crate) lag: HistogramCells,
     pub(crate) access_log_dropped: Cell64,
+    pub(crate) heartbeats: [Cell64; HeartbeatResult::COUNT],
 }
 
 impl Block for ProcessBlock {
@@ -632,6 +659,7 @@ impl Block for ProcessBlock {
             reloads: Default::default(),
             lag: HistogramCells::new(&layout.overhead),
             access_log_dropped: Cell64::default(),
+            heartbeats: Default::default(),
         }
     }
 }
@@ -641,6 +669,7 @@ impl ProcessMetrics {
         Self {
             cells: Sharded::new(layout),
             drain: AtomicU64::new(0),
+            self_health: AtomicU64::new(0),
             seldom: parking_lot::Mutex::new(Seldom {
                 last_reload_successful: true,
                 ..Seldom::default()
@@ -691,6 +720,17 @@ impl ProcessMetrics {
     /// Where the process is on its way out.
     pub fn set_drain_state(&self, state: DrainState) {
         self.drain.store(state.index() as u64, Ordering::Relaxed);
+    }
+
+    /// A heartbeat came that belongs to no cluster.
+    pub fn heartbeat_received(&self, worker: WorkerId, result: HeartbeatResult) {
+        let slot = self.cells.at(worker);
+        slot.block.heartbeats[result.index()].add(slot.access, 1);
+    }
+
+    /// How unwell the process is, 0 to 7.
+    pub fn set_self_health(&self, score: u8) {
+        self.self_health.store(u64::from(score), Ordering::Relaxed);
     }
 
     /// Something happened that cannot; `site` says where in our code.

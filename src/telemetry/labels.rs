@@ -5,7 +5,10 @@
 //! exported as 0 from the start: `rate()` then sees the first event instead of a series that appears at 1.
 //! Invariant: words are a public contract (dashboards and alerts); the order only matters to this process.
 
+use bellwether_core::arbiter::{self, Opinion, Source};
 use bellwether_core::breaker::State;
+use bellwether_core::health;
+use bellwether_core::heartbeat::Received;
 use bellwether_core::outlier::{Finding, Withheld};
 use bellwether_core::{Outcome, Reason};
 
@@ -192,11 +195,15 @@ labels! {
         AdminDown = "admin_down",
         /// Finishes what it carries.
         Draining = "draining",
-        /// Its health check failed.
+        /// Its health check failed, or it says itself that it cannot.
         CheckFailed = "check_failed",
+        /// Its heartbeats are missing.
+        HeartbeatLost = "heartbeat_lost",
         /// Out for behaving worse than others.
         Ejected = "ejected",
-        /// Takes requests at a lower priority.
+        /// Its circuit breaker is open.
+        BreakerOpen = "breaker_open",
+        /// Takes a quarter of its share.
         Degraded = "degraded",
         /// Takes requests.
         Available = "available",
@@ -246,10 +253,22 @@ labels! {
         Timeout = "timeout",
         /// No connection.
         Refused = "refused",
-        /// Not counted, because too many failed at once to be true.
+        /// Left out, because requests were answered.
         Suppressed = "suppressed",
-        /// Taken back: the endpoint is gone.
+        /// Cut short by a reload; counts for nothing.
         Cancelled = "cancelled",
+    }
+
+    /// What became of a heartbeat.
+    HeartbeatResult {
+        /// It is the newest.
+        Accepted = "accepted",
+        /// A newer one came before.
+        Stale = "stale",
+        /// There is no such endpoint.
+        Unknown = "unknown",
+        /// The sender is somebody else, or it makes no sense.
+        Rejected = "rejected",
     }
 
     /// Who changed the health of an endpoint.
@@ -260,14 +279,26 @@ labels! {
         Admin = "admin",
         /// Discovery.
         Discovery = "discovery",
+        /// The detector of missing heartbeats.
+        Heartbeat = "heartbeat",
+        /// The endpoint itself.
+        Agent = "agent",
+        /// Outlier detection.
+        Ejection = "ejection",
+        /// The endpoint's circuit breaker.
+        Breaker = "breaker",
     }
 
-    /// What the health of an endpoint became.
+    /// What somebody thinks of an endpoint now.
     HealthTo {
-        /// Takes requests.
+        /// It may take requests.
         Up = "up",
-        /// Takes none.
+        /// It may take none.
         Down = "down",
+        /// It finishes what it has.
+        Draining = "draining",
+        /// It may take a quarter of its share.
+        Degraded = "degraded",
     }
 
     /// What made us try again.
@@ -399,6 +430,70 @@ impl From<Outcome> for OutcomeLabel {
     }
 }
 
+impl From<arbiter::State> for EndpointLabel {
+    fn from(state: arbiter::State) -> Self {
+        match state {
+            arbiter::State::AdminDown => Self::AdminDown,
+            // Who is gone is no member; seen between two snapshots, it finishes what it has.
+            arbiter::State::Draining | arbiter::State::Gone => Self::Draining,
+            arbiter::State::CheckFailed => Self::CheckFailed,
+            arbiter::State::HeartbeatLost => Self::HeartbeatLost,
+            arbiter::State::Ejected => Self::Ejected,
+            arbiter::State::BreakerOpen => Self::BreakerOpen,
+            arbiter::State::Degraded => Self::Degraded,
+            arbiter::State::Available => Self::Available,
+        }
+    }
+}
+
+impl From<health::CheckResult> for CheckResult {
+    fn from(result: health::CheckResult) -> Self {
+        match result {
+            health::CheckResult::Passed => Self::Pass,
+            health::CheckResult::Failed(health::Failure::Refused) => Self::Refused,
+            health::CheckResult::Failed(health::Failure::TimedOut) => Self::Timeout,
+            health::CheckResult::Failed(health::Failure::Unfit) => Self::Fail,
+            health::CheckResult::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<Received> for HeartbeatResult {
+    fn from(received: Received) -> Self {
+        match received {
+            Received::Accepted => Self::Accepted,
+            Received::Stale => Self::Stale,
+            Received::Unknown => Self::Unknown,
+            Received::Forged | Received::Invalid(_) => Self::Rejected,
+        }
+    }
+}
+
+impl From<Source> for HealthSource {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Discovery => Self::Discovery,
+            Source::Admin => Self::Admin,
+            Source::Check => Self::Check,
+            Source::Heartbeat => Self::Heartbeat,
+            Source::Agent => Self::Agent,
+            Source::Ejection => Self::Ejection,
+            Source::Breaker => Self::Breaker,
+        }
+    }
+}
+
+impl From<Opinion> for HealthTo {
+    fn from(opinion: Opinion) -> Self {
+        match opinion {
+            Opinion::Unknown | Opinion::Up => Self::Up,
+            Opinion::Down => Self::Down,
+            Opinion::Draining => Self::Draining,
+            Opinion::Degraded => Self::Degraded,
+        }
+    }
+}
+
 impl From<Withheld> for EjectionResult {
     fn from(why: Withheld) -> Self {
         match why {
@@ -490,6 +585,7 @@ mod tests {
         check::<EndpointLabel>();
         check::<CheckResult>();
         check::<HealthSource>();
+        check::<HeartbeatResult>();
         check::<HealthTo>();
         check::<RetryTrigger>();
         check::<RetryResult>();

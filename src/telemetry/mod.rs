@@ -7,6 +7,7 @@
 mod access_line;
 mod access_log;
 mod cells;
+mod cgroup;
 pub mod diagnostics;
 mod events;
 #[cfg(test)]
@@ -17,12 +18,14 @@ pub mod names;
 mod process;
 mod recorder;
 mod scrape;
+mod vitals;
 
 pub use access_line::AccessRecord;
 pub use access_log::{
     AccessFilter, AccessFormat, AccessLog, AccessOutput, AccessSettings, AccessWriter, Sink, is_error,
 };
 pub use cells::{Bounds, WorkerId};
+pub use cgroup::Cgroup;
 pub use diagnostics::{LogControl, LogFormat, LogLevel};
 pub use events::{Change, EVENTS_KEPT, Event, EventKind, Events};
 pub use handles::{
@@ -30,5 +33,6 @@ pub use handles::{
     ProcessMetrics, RequestEnd, RouteMetrics, Shown,
 };
 pub use labels::*;
-pub use process::ProcessUsage;
+pub use process::{Descriptors, ProcessUsage};
 pub use recorder::{BuildInfo, Recorder, RecorderSettings};
+pub use vitals::{AWAKE, Reading, SAMPLE, Vitals};

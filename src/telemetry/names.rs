@@ -10,8 +10,9 @@ use bellwether_core::Reason;
 
 use super::labels::{
     CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel,
-    ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label,
+    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
+    UpstreamFailure,
 };
 
 /// What a metric is to Prometheus.
@@ -186,6 +187,8 @@ register! {
             "Weight of an endpoint among its siblings";
         ENDPOINT_LATENCY = Gauge "bellwether_endpoint_latency_ewma_seconds" Seconds ["cluster", "endpoint"]
             "What the balancer believes an endpoint needs for an answer";
+        ENDPOINT_PHI = Gauge "bellwether_endpoint_phi" Count ["cluster", "endpoint"]
+            "How surprising the silence of an endpoint is: at N one suspicion in 10^N is wrong";
         EJECTIONS = Counter "bellwether_ejections_total" Count ["cluster", "detector", "enforced", "unenforced_reason"]
             "Endpoints found to behave worse than others, by how, and whether they were ejected for it";
         EJECTIONS_ACTIVE = Gauge "bellwether_ejections_active" Count ["cluster"]
@@ -193,7 +196,11 @@ register! {
         HEALTH_CHECKS = Counter "bellwether_health_checks_total" Count ["cluster", "result"]
             "Health checks, by how they ended";
         HEALTH_TRANSITIONS = Counter "bellwether_health_transitions_total" Count ["cluster", "source", "to"]
-            "Endpoints that came or went, by who said so";
+            "Changes of opinion about endpoints, by who changed it and to what";
+        HEARTBEATS = Counter "bellwether_heartbeats_total" Count ["cluster", "result"]
+            "Heartbeats that were sent to us, by what became of them (cluster none: nobody's)";
+        UPSTREAM_PANIC = Gauge "bellwether_upstream_panic" Flag ["cluster"]
+            "Whether too few endpoints of a cluster are left, so that their health is not asked";
         DISCOVERY_UPDATES = Counter "bellwether_discovery_updates_total" Count ["cluster", "result"]
             "Answers of a discovery source, by what they changed";
         DISCOVERY_LAST_SUCCESS = Gauge "bellwether_discovery_last_success_timestamp_seconds" Seconds ["cluster"]
@@ -214,6 +221,8 @@ register! {
             "The configuration that serves; always 1";
         DRAIN_STATE = Gauge "bellwether_drain_state" Flag ["state"]
             "Where the process is on its way out; 1 for the current state";
+        SELF_HEALTH = Gauge "bellwether_self_health_score" Count []
+            "How unwell this process is, 0 to 7; from 4 on it ejects nobody";
         RUNTIME_LAG = Histogram "bellwether_runtime_lag_seconds" Seconds ["worker"]
             "How late the timers of a worker fire";
         METRICS_SERIES_DROPPED = Counter "bellwether_metrics_series_dropped_total" Count ["metric"]
@@ -327,6 +336,7 @@ fn words() -> Vec<(Option<&'static Metric>, &'static str, Vec<&'static str>)> {
         (Some(TLS_HANDSHAKES), "result", all::<TlsResult>()),
         (Some(ENDPOINTS), "state", all::<EndpointLabel>()),
         (Some(HEALTH_CHECKS), "result", all::<CheckResult>()),
+        (Some(HEARTBEATS), "result", all::<HeartbeatResult>()),
         (Some(HEALTH_TRANSITIONS), "source", all::<HealthSource>()),
         (Some(HEALTH_TRANSITIONS), "to", all::<HealthTo>()),
         (Some(DISCOVERY_UPDATES), "result", all::<DiscoveryResult>()),

@@ -40,6 +40,33 @@ impl ProcessUsage {
     }
 }
 
+/// How many descriptors are open, and how many may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Open now.
+    pub open: u64,
+    /// The soft limit; none when there is no limit.
+    pub max: Option<u64>,
+}
+
+impl Descriptors {
+    /// Counts them. Since Linux 6.2 the size of `/proc/self/fd` is their number; before, they are counted one by one.
+    pub fn read() -> Option<Self> {
+        let folder = "/proc/self/fd";
+        let open = match fs::metadata(folder).ok()?.len() {
+            0 => (fs::read_dir(folder).ok()?.count() as u64).saturating_sub(1),
+            known => known,
+        };
+        let max = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        Some(Self { open, max })
+    }
+
+    /// The share of them that is in use; 0 without a limit.
+    pub fn share(&self) -> f32 {
+        self.max.map_or(0.0, |max| self.open as f32 / max.max(1) as f32)
+    }
+}
+
 /// proc_pid_stat(5) and the line `btime` of proc_stat(5).
 fn parse(stat: &str, boot: &str, page: u64, tick: u64) -> Option<ProcessUsage> {
     // Field 2 is the name of the program in parentheses and may contain both spaces and parentheses.
@@ -87,5 +114,7 @@ mod tests {
         let usage = ProcessUsage::read().unwrap();
         assert!(usage.resident > 0 && usage.virtual_ > usage.resident && usage.threads > 0);
         assert!(usage.open_fds > Some(0) && usage.started > 1.6e9);
+        let descriptors = Descriptors::read().unwrap();
+        assert!(descriptors.open > 0 && descriptors.share() < 1.0);
     }
 }

@@ -363,12 +363,13 @@ mod tests {
         let recorder = recorder();
         let (_l, _r) = (recorder.listener("web"), recorder.route("api"));
         let _b = recorder.breaker("route", "api", "");
-        let (cluster, _e) = (
+        let (cluster, endpoint) = (
             recorder.cluster("backend"),
             recorder.endpoint("backend", "10.0.0.1:80"),
         );
         cluster.show(Shown::Yes, Shown::Yes);
         cluster.show_breakers(&[1, 0, 0, 0, 0, 0]);
+        endpoint.set_phi(Some(0.5));
         let process = recorder.process();
         process.set_certificates(vec![("edge".into(), 2_000_000_000)]);
         process.invariant_violated("test");

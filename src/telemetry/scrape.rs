@@ -21,8 +21,8 @@ use super::handles::{
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult,
-    RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger,
+    RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;
@@ -355,13 +355,23 @@ impl Scrape {
         for source in HealthSource::ALL {
             for to in HealthTo::ALL {
                 let count = cells.sum(|b| &b.transitions[source.index()][to.index()]);
-                self.counter(
-                    names::HEALTH_TRANSITIONS,
-                    &[name, source.word(), to.word()],
-                    count,
-                );
+                let usual = matches!(to, HealthTo::Up | HealthTo::Down);
+                // What is rare has a series once it has happened.
+                if usual || count > 0 {
+                    let labels = [name, source.word(), to.word()];
+                    self.counter(names::HEALTH_TRANSITIONS, &labels, count);
+                }
             }
         }
+        for result in HeartbeatResult::ALL {
+            let count = cells.sum(|b| &b.heartbeats[result.index()]);
+            // Most clusters are not sent any.
+            if count > 0 {
+                self.counter(names::HEARTBEATS, &[name, result.word()], count);
+            }
+        }
+        let panic = cluster.panic.load(Ordering::Relaxed);
+        self.gauge(names::UPSTREAM_PANIC, &[name], flag(panic));
         if cluster.discovered.load(Ordering::Relaxed) {
             self.words::<DiscoveryResult>(names::DISCOVERY_UPDATES, name, |result| {
                 cells.sum(|b| &b.discovery[result.index()])
@@ -398,6 +408,10 @@ impl Scrape {
             self.gauge(names::ENDPOINT_WEIGHT, &[cluster, name], weight);
             let latency = f64::from_bits(endpoint.latency.load(Ordering::Relaxed));
             self.gauge(names::ENDPOINT_LATENCY, &[cluster, name], latency);
+            let phi = f64::from_bits(endpoint.phi.load(Ordering::Relaxed));
+            if !phi.is_nan() {
+                self.gauge(names::ENDPOINT_PHI, &[cluster, name], phi);
+            }
         }
     }
 
@@ -409,6 +423,7 @@ impl Scrape {
             names::ENDPOINT_IN_FLIGHT,
             names::ENDPOINT_WEIGHT,
             names::ENDPOINT_LATENCY,
+            names::ENDPOINT_PHI,
         ] {
             self.counter(names::METRICS_SERIES_DROPPED, &[metric.name], folded);
         }
@@ -428,6 +443,8 @@ impl Scrape {
                 self.counter(names::CONFIG_RELOADS, &[result.word(), trigger.word()], count);
             }
         }
+        let score = process.self_health.load(Ordering::Relaxed);
+        self.gauge(names::SELF_HEALTH, &[], score as f64);
         for worker in 0..layout.workers {
             let mut sum = HistogramSum::default();
             if let Some(block) = cells.block(worker) {
@@ -440,6 +457,10 @@ impl Scrape {
             &[],
             cells.sum(|b| &b.access_log_dropped),
         );
+        for result in [HeartbeatResult::Unknown, HeartbeatResult::Rejected] {
+            let count = cells.sum(|b| &b.heartbeats[result.index()]);
+            self.counter(names::HEARTBEATS, &["none", result.word()], count);
+        }
         let state = process.drain.load(Ordering::Relaxed);
         for drain in DrainState::ALL {
             self.gauge(

@@ -26,6 +26,7 @@ mod floods;
 mod grpc;
 mod h1;
 mod h2;
+mod health;
 mod hostile;
 mod hygiene;
 mod lifecycle;

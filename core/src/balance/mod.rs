@@ -24,10 +24,14 @@ mod peak_ewma;
 mod ring;
 mod round_robin;
 mod tier;
+mod zone;
 
 pub use load::Load;
+pub use zone::Place;
 
-use self::{bound::Bound, maglev::Maglev, peak_ewma::Typical, ring::Ring, round_robin::Turns, tier::Tier};
+use self::{
+    bound::Bound, maglev::Maglev, peak_ewma::Typical, ring::Ring, round_robin::Turns, tier::Tier, zone::Gate,
+};
 use crate::{dice::Dice, moment::Moment};
 
 /// How a member is chosen among equals.
@@ -92,6 +96,11 @@ pub trait Members {
     /// Whether a member may get this attempt.
     fn eligible(&self, index: usize) -> bool;
 
+    /// Whether a member is in service apart from this attempt: its zone may count on it.
+    fn in_service(&self, index: usize) -> bool {
+        self.eligible(index)
+    }
+
     /// The share of its weight that a member has at `now`, above 0.0 and up to 1.0 ([`crate::slow_start`]). Hashing
     /// policies do not ask: a key that moves away and back helps nobody.
     fn slow_start(&self, index: usize, now: Moment) -> f32 {
@@ -105,7 +114,27 @@ pub trait Members {
 pub struct Balancer {
     policy: Policy,
     /// By ascending priority number.
-    tiers: Box<[(Tier, Method)]>,
+    levels: Box<[Level]>,
+}
+
+/// The members of one priority.
+#[derive(Debug)]
+enum Level {
+    /// Wherever they are.
+    Together(Group),
+    /// Those of our own zone first, as far as it bears that.
+    Apart {
+        here: Group,
+        elsewhere: Group,
+        gate: Gate,
+    },
+}
+
+/// Members among whom one is chosen.
+#[derive(Debug)]
+struct Group {
+    tier: Tier,
+    method: Method,
 }
 
 impl Balancer {
@@ -114,6 +143,21 @@ impl Balancer {
     /// Costs little except for hashing: up to 5 MB and tens of milliseconds for 3000 members.
     #[must_use]
     pub fn new(policy: Policy, members: &[MemberSpec<'_>], seed: u64) -> Self {
+        Self::zoned(policy, members, &[], 0, seed)
+    }
+
+    /// As [`Balancer::new`], and requests stay in our own zone as far as it bears them. `places` says of each member
+    /// where it is; `zones` is over how many zones the traffic is spread, our own included.
+    ///
+    /// Hashing policies do not ask where a member is: a key has one place, seen from everywhere.
+    #[must_use]
+    pub fn zoned(
+        policy: Policy,
+        members: &[MemberSpec<'_>],
+        places: &[Place],
+        zones: u32,
+        seed: u64,
+    ) -> Self {
         let mut priorities: Vec<u8> = members
             .iter()
             .filter(|spec| spec.weight > 0)
@@ -121,7 +165,13 @@ impl Balancer {
             .collect();
         priorities.sort_unstable();
         priorities.dedup();
-        let tiers = priorities
+        let group = |indices: &[u32]| {
+            let tier = Tier::new(members, indices);
+            let method = Method::new(policy, &tier, members, seed);
+            Group { tier, method }
+        };
+        let is_here = |index: &u32| places.get(*index as usize) == Some(&Place::Here);
+        let levels = priorities
             .into_iter()
             .map(|priority| {
                 let indices: Vec<u32> = (0u32..)
@@ -129,12 +179,19 @@ impl Balancer {
                     .filter(|(_, spec)| spec.weight > 0 && spec.priority == priority)
                     .map(|(index, _)| index)
                     .collect();
-                let tier = Tier::new(members, &indices);
-                let method = Method::new(policy, &tier, members, seed);
-                (tier, method)
+                let (here, elsewhere): (Vec<u32>, Vec<u32>) =
+                    indices.iter().partition(|index| is_here(index));
+                if policy.is_hashing() || here.is_empty() || elsewhere.is_empty() {
+                    return Level::Together(group(&indices));
+                }
+                Level::Apart {
+                    here: group(&here),
+                    elsewhere: group(&elsewhere),
+                    gate: Gate::new(zones),
+                }
             })
             .collect();
-        Self { policy, tiers }
+        Self { policy, levels }
     }
 
     /// The policy it was made with.
@@ -154,9 +211,29 @@ impl Balancer {
         now: Moment,
         dice: &mut Dice,
     ) -> Option<usize> {
-        self.tiers
-            .iter()
-            .find_map(|(tier, method)| Some(tier.member(method.pick(tier, members, hash, now, dice)?)))
+        self.levels.iter().find_map(|level| match level {
+            Level::Together(group) => group.pick(members, hash, now, dice),
+            Level::Apart {
+                here,
+                elsewhere,
+                gate,
+            } => {
+                let (first, second) = match gate.keeps(&here.tier, &elsewhere.tier, members, now, dice) {
+                    true => (here, elsewhere),
+                    false => (elsewhere, here),
+                };
+                first
+                    .pick(members, hash, now, dice)
+                    .or_else(|| second.pick(members, hash, now, dice))
+            }
+        })
+    }
+}
+
+impl Group {
+    fn pick(&self, members: &impl Members, hash: Option<u64>, now: Moment, dice: &mut Dice) -> Option<usize> {
+        let slot = self.method.pick(&self.tier, members, hash, now, dice)?;
+        Some(self.tier.member(slot))
     }
 }
 

@@ -641,3 +641,68 @@ fn the_cost_of_a_pick() {
         begun.elapsed().unwrap().as_nanos() as f64 / rounds as f64
     );
 }
+
+/// Three zones with two members each; ours holds the first two.
+fn in_three_zones(policy: Policy) -> Balancer {
+    let keys = keys(6);
+    let mut places = vec![Place::Elsewhere; 6];
+    places[..2].fill(Place::Here);
+    Balancer::zoned(policy, &specs(&keys, &[1; 6]), &places, 3, 42)
+}
+
+fn shares_of(balancer: &Balancer, fixture: &Fixture, now: Moment) -> Vec<f64> {
+    let mut dice = Dice::new(3);
+    let mut counts = [0u32; 6];
+    for _ in 0..12_000 {
+        counts[balancer
+            .pick(fixture, Some(dice.next_u64()), now, &mut dice)
+            .unwrap()] += 1;
+    }
+    counts.iter().map(|&count| f64::from(count) / 12_000.0).collect()
+}
+
+#[test]
+fn requests_stay_in_our_zone_and_leave_it_as_far_as_it_has_become_too_small() {
+    for policy in [
+        Policy::RoundRobin,
+        Policy::Random,
+        Policy::LeastRequest,
+        Policy::PeakEwma,
+    ] {
+        let (balancer, fixture) = (in_three_zones(policy), Fixture::new(6));
+        let shares = shares_of(&balancer, &fixture, Moment::from_nanos(1));
+        assert!(
+            shares[2..].iter().all(|&share| share == 0.0),
+            "{policy:?} {shares:?}"
+        );
+        assert!((0.45..0.55).contains(&shares[0]), "{policy:?} {shares:?}");
+
+        fixture.eligible[0].set(false);
+        let shares = shares_of(&balancer, &fixture, Moment::from_nanos(1_000_000_000));
+        assert!(
+            (0.57..0.63).contains(&shares[1]),
+            "3/5 of a third {policy:?} {shares:?}"
+        );
+
+        fixture.eligible[1].set(false);
+        let shares = shares_of(&balancer, &fixture, Moment::from_nanos(2_000_000_000));
+        assert!(
+            shares[2..].iter().all(|&share| (0.2..0.3).contains(&share)),
+            "{policy:?} {shares:?}"
+        );
+    }
+}
+
+#[test]
+fn a_key_has_one_place_seen_from_every_zone() {
+    for policy in [Policy::RingHash, Policy::Maglev] {
+        let (zoned, plain) = (in_three_zones(policy), balancer(policy, &[1; 6]));
+        let fixture = Fixture::new(6);
+        for key in 0..200 {
+            let mut dice = Dice::new(1);
+            let pick =
+                |balancer: &Balancer, dice: &mut Dice| balancer.pick(&fixture, Some(key), Moment::ZERO, dice);
+            assert_eq!(pick(&zoned, &mut dice), pick(&plain, &mut dice));
+        }
+    }
+}

@@ -16,6 +16,8 @@ pub(super) struct Tier {
     members: Box<[u32]>,
     /// Weight relative to the mean: 1.0 for all when equal.
     weights: Box<[f32]>,
+    /// The mean that they are relative to.
+    mean: f32,
     /// `None` when all weights are equal.
     alias: Option<Box<[Alias]>>,
 }
@@ -33,6 +35,7 @@ impl Tier {
         Self {
             members: indices.into(),
             weights: relative.iter().map(|&weight| weight as f32).collect(),
+            mean: mean as f32,
             alias: (!uniform).then(|| alias_table(relative)),
         }
     }
@@ -49,6 +52,11 @@ impl Tier {
     /// Weight relative to the mean of the tier.
     pub(super) fn weight(&self, slot: usize) -> f32 {
         self.weights[slot]
+    }
+
+    /// Weight as it was given.
+    pub(super) fn given(&self, slot: usize) -> f32 {
+        self.weights[slot] * self.mean
     }
 
     pub(super) fn is_uniform(&self) -> bool {

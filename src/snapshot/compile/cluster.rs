@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bellwether_core::balance::Policy;
-use bellwether_core::{Moment, budget, ejection, outlier};
+use bellwether_core::{Moment, budget, ejection, health, outlier, panic, phi};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
 use crate::cluster::discovery::fixed::{Entry, Place};
 use crate::cluster::discovery::{Member, dns, file, fixed, http as http_source, keep};
+use crate::cluster::heartbeat::{self, Signs};
 use crate::cluster::probe::{self, HttpCheck, Kind};
 use crate::cluster::{Cluster, Protocol, Settings};
 use crate::config::Sp;
@@ -121,12 +121,21 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
         slow_start: cluster.slow_start.value,
+        heartbeat: heartbeat(cluster),
+        heeds_answers: cluster.health_check.value.is_some() || heartbeat(cluster).is_some(),
         outlier: cluster.outlier_detection.value.as_ref().map(outlier_settings),
         rehearsals: cluster
             .outlier_detection
             .value
             .as_ref()
             .is_some_and(|written| written.rehearsals.value),
+        panic: cluster.panic.value.as_ref().map(|written| panic::Settings {
+            threshold: written.threshold.fraction(),
+            to: match written.to.value {
+                written::PanicTo::All => panic::To::All,
+                written::PanicTo::Reject => panic::To::Reject,
+            },
+        }),
         retry_budget: cluster
             .retry_budget
             .value
@@ -136,8 +145,50 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
                 per_second: budget.min_per_second.value,
                 window: budget.window.value,
             }),
+        zone: cluster
+            .load_balancing
+            .zone_aware
+            .value
+            .then(|| own_zone(cx))
+            .flatten(),
         hash_on: hash_keys(cluster.load_balancing.hash_on.as_ref(), cx),
     }
+}
+
+fn heartbeat(cluster: &written::Cluster) -> Option<heartbeat::Settings> {
+    let written = cluster.heartbeat.as_ref()?.value.as_ref()?;
+    let threshold = f64::from(written.phi_threshold.value);
+    let outlier = cluster.outlier_detection.value.as_ref();
+    Some(heartbeat::Settings {
+        signs: match written.source.value {
+            written::HeartbeatSource::Any => Signs::Any,
+            written::HeartbeatSource::Probe => Signs::Probe,
+            written::HeartbeatSource::Push => Signs::Push,
+            written::HeartbeatSource::Traffic => Signs::Traffic,
+        },
+        phi: phi::Settings {
+            interval: written.interval.value,
+            phi_threshold: threshold,
+            // 3 of 8, as usual.
+            degraded_at: threshold * 0.375,
+            acceptable_pause: written.acceptable_pause.value,
+            timeout: written.timeout.value,
+        },
+        max_percent: outlier.map_or(0.5, |outlier| outlier.max_ejection_percent.fraction()),
+    })
+}
+
+/// Where we are: as configured, else as whoever started us says.
+fn own_zone(cx: &Context<'_>) -> Option<Arc<str>> {
+    let written = cx
+        .document
+        .config
+        .runtime
+        .zone
+        .as_ref()
+        .map(|zone| zone.value.clone());
+    let zone = written.or_else(|| std::env::var("BELLWETHER_ZONE").ok())?;
+    (!zone.is_empty()).then(|| zone.into())
 }
 
 fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
@@ -377,22 +428,23 @@ fn probe(
 ) -> Option<probe::Settings> {
     let kind = if let Some(path) = &written.path {
         http_check(written, path, cx)?
+    } else if let Some(service) = &written.grpc_service {
+        Kind::Grpc(service.value.as_str().into())
     } else if written.tcp.as_ref().is_some_and(|tcp| tcp.value) {
         Kind::Tcp
     } else {
         return None;
     };
-    // A side of its own: a check is HTTP/1.1 whatever the cluster speaks.
+    // A side of its own: a check speaks what it needs, whatever the cluster speaks.
     let tls = match &cluster.tls.value {
         Some(_) => Some(tls::client(
             &format!("{owner} (health check)"),
             &cluster.tls,
-            &[Alpn::Http1],
+            kind.alpn(),
             cx,
         )?),
         None => None,
     };
-    let interval = written.interval.value;
     Some(probe::Settings {
         kind,
         port: written
@@ -400,11 +452,12 @@ fn probe(
             .as_ref()
             .and_then(|port| u16::try_from(port.value).ok()),
         tls,
-        interval,
-        edge_interval: interval.min(Duration::from_secs(1)),
-        timeout: written.timeout.value,
-        healthy_threshold: written.healthy_threshold.value,
-        unhealthy_threshold: written.unhealthy_threshold.value,
+        pace: health::Settings {
+            interval: written.interval.value,
+            timeout: written.timeout.value,
+            healthy_threshold: written.healthy_threshold.value,
+            unhealthy_threshold: written.unhealthy_threshold.value,
+        },
     })
 }
 

@@ -272,6 +272,7 @@ fn admin(cx: &mut Context<'_>) -> Option<AdminSettings> {
         dashboard: written.dashboard.value,
         bearer_token: token(auth.and_then(|auth| auth.bearer_token.as_ref())),
         viewer_token: token(auth.and_then(|auth| auth.viewer_token.as_ref())),
+        heartbeat_token: token(auth.and_then(|auth| auth.heartbeat_token.as_ref())),
         tls: tls::server("admin", &written.tls, &[crate::net::tls::Alpn::Http1], cx),
     })
 }

@@ -210,6 +210,8 @@ pub struct AdminSettings {
     pub bearer_token: Option<Arc<str>>,
     /// Allows reading.
     pub viewer_token: Option<Arc<str>>,
+    /// Lets its bearer send heartbeats.
+    pub heartbeat_token: Option<Arc<str>>,
     /// TLS.
     pub tls: Option<Arc<ServerTls>>,
 }

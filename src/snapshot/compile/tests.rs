@@ -132,7 +132,7 @@ fn state_is_found_again_whatever_changes() {
     let registry = registry();
     let first = compiled(QUICKSTART, &registry, 1).snapshot;
     let state = Arc::clone(&first.clusters[0].endpoints[0].state);
-    assert_eq!(state.joined(), Moment::ZERO, "there from the start");
+    assert_eq!(state.arbiter.entered(), Moment::ZERO, "there from the start");
 
     let changed = QUICKSTART.replace(
         "app:\n    health_check: /healthz",
@@ -155,7 +155,7 @@ fn state_is_found_again_whatever_changes() {
     let other = QUICKSTART.replace("9002", "9009");
     let grown = compiled(&other, &registry, 5).snapshot;
     assert_ne!(
-        grown.clusters[0].endpoints[1].state.joined(),
+        grown.clusters[0].endpoints[1].state.arbiter.entered(),
         Moment::ZERO,
         "starts slowly"
     );
