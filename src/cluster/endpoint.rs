@@ -8,6 +8,7 @@ use bellwether_core::Moment;
 use bellwether_core::arbiter::{Arbiter, Availability};
 use bellwether_core::balance::Load;
 use bellwether_core::ejection::Ejection;
+use bellwether_core::limit::Places;
 use bellwether_core::outlier::{self, Tally};
 use bellwether_core::pulse::Pulse;
 use bellwether_core::shelf::Shelf;
@@ -60,6 +61,8 @@ pub struct EndpointState {
     pub arbiter: Arbiter,
     /// When it last answered, and when it last would not have us.
     pub pulse: Pulse,
+    /// Places under the limit of one endpoint; taken only where there is one.
+    pub(super) places: Places,
     /// How its ejection stands; the arbiter shows it.
     pub ejection: Arc<Ejection>,
     tallies: Shelf<Tally>,
@@ -81,6 +84,7 @@ impl EndpointState {
             load: Load::default(),
             arbiter: Arbiter::new(joined),
             pulse: Pulse::new(),
+            places: Places::default(),
             ejection: Arc::default(),
             tallies: Shelf::default(),
             connections: AtomicU32::new(0),

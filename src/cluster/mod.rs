@@ -8,6 +8,7 @@ pub mod connect;
 pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
+pub mod gate;
 pub mod health;
 pub mod outliers;
 pub mod pool;
@@ -15,19 +16,22 @@ pub mod probe;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bellwether_core::adaptive::{Adaptive, Range, Readings, Sample};
 use bellwether_core::arbiter::Source;
 use bellwether_core::balance::{Balancer, Load, Members};
 use bellwether_core::breaker::{self, Breaker};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
+use bellwether_core::limit::{Places, Stay};
 use bellwether_core::outlier::{self, Referee};
+use bellwether_core::shed::Priority;
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
-use bellwether_core::{Dice, Moment};
+use bellwether_core::{Dice, Mode, Moment};
 use smallvec::SmallVec;
 
 use crate::net::proxy_protocol;
@@ -35,6 +39,7 @@ use crate::net::tls::ClientTls;
 use crate::route::HashKey;
 use crate::telemetry::ClusterMetrics;
 pub use endpoint::{Endpoint, EndpointState};
+pub use gate::{Gate, Patience, Seat, TurnedAway};
 
 /// Which protocol to speak to endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +75,12 @@ pub struct Settings {
     pub max_in_flight: Option<u32>,
     /// Requests in flight at one endpoint.
     pub max_in_flight_per_endpoint: Option<u32>,
+    /// Requests that wait for a place.
+    pub max_queue: u32,
+    /// How long they do.
+    pub queue_timeout: Duration,
+    /// A limit that follows response times; none when off.
+    pub adaptive: Option<AdaptiveLimit>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
     /// Who is ejected, and for how long; none when off.
@@ -78,6 +89,15 @@ pub struct Settings {
     pub retry_budget: Option<budget::Settings>,
     /// What hashing policies hash.
     pub hash_on: Vec<HashKey>,
+}
+
+/// Settings of a limit that follows response times.
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptiveLimit {
+    /// Whether it refuses.
+    pub mode: Mode,
+    /// Where it stays.
+    pub range: Range,
 }
 
 /// A named set of equivalent endpoints, in one snapshot.
@@ -106,7 +126,9 @@ pub struct Cluster {
 /// What is known about a cluster beyond one snapshot.
 #[derive(Debug, Default)]
 pub struct ClusterState {
-    in_flight: AtomicU32,
+    places: Places,
+    gate: Gate,
+    adaptive: OnceLock<Adaptive>,
     referee: Referee,
     /// Whether an endpoint may be out.
     any_out: AtomicBool,
@@ -115,6 +137,11 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// Who waits for a place.
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// The breaker that all routes to the cluster share.
     pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
         self.breakers.take(
@@ -133,20 +160,6 @@ impl ClusterState {
 /// Endpoints that a request has tried already.
 pub type Tried = SmallVec<[u32; 4]>;
 
-/// One request's place under a cluster's limit; dropping it gives the place back.
-#[derive(Debug)]
-pub struct Seat {
-    state: Option<Arc<ClusterState>>,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(state) = &self.state {
-            state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// An endpoint for one attempt.
 #[derive(Debug)]
 pub struct Picked {
@@ -154,6 +167,23 @@ pub struct Picked {
     pub index: usize,
     /// It is ejected, and this attempt finds out whether it may come back.
     pub probe: Option<Probe>,
+    /// Its place at the endpoint, where that has a limit.
+    pub seat: Option<Seat>,
+}
+
+/// Who asks for an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Not these.
+    pub tried: &'a Tried,
+    /// For policies that hash.
+    pub hash: Option<u64>,
+    /// It may fail, because it can be tried elsewhere.
+    pub may_probe: bool,
+    /// How many places it may have.
+    pub priority: Priority,
+    /// With whom it is counted.
+    pub stay: Stay,
 }
 
 /// Why no endpoint was picked.
@@ -168,44 +198,138 @@ pub enum NoPick {
 }
 
 impl Cluster {
-    /// Takes a place under the cluster's limit.
-    pub fn seat(&self) -> Option<Seat> {
-        let Some(limit) = self.settings.max_in_flight else {
-            return Some(Seat { state: None });
-        };
-        // Ordering: the count itself is exact; nothing else is published through it.
-        let before = self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before >= limit {
-            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return None;
+    /// Whether anybody can be told to wait here.
+    pub const fn is_limited(&self) -> bool {
+        self.settings.max_in_flight.is_some()
+            || self.settings.max_in_flight_per_endpoint.is_some()
+            || self.settings.adaptive.is_some()
+    }
+
+    /// What the adaptive limit allows now, and whether it refuses.
+    pub fn adaptive_limit(&self) -> Option<(u32, Mode)> {
+        let AdaptiveLimit { mode, range } = self.settings.adaptive?;
+        let known = self.state.adaptive.get();
+        Some((known.map_or(range.max, |adaptive| adaptive.limit(range)), mode))
+    }
+
+    /// How the adaptive limit stands.
+    pub fn adaptive_readings(&self) -> Option<Readings> {
+        let AdaptiveLimit { range, .. } = self.settings.adaptive?;
+        Some(self.state.adaptive.get_or_init(Adaptive::new).readings(range))
+    }
+
+    /// Lets the adaptive limit know how an attempt went.
+    pub fn adapt(&self, sample: Sample, now: Moment) {
+        if let Some(AdaptiveLimit { range, .. }) = self.settings.adaptive {
+            let adaptive = self.state.adaptive.get_or_init(Adaptive::new);
+            adaptive.record(sample, self.requests(), range, now);
         }
-        Some(Seat {
-            state: Some(Arc::clone(&self.state)),
+    }
+
+    /// Requests under the limit of the cluster now, without those that last.
+    fn requests(&self) -> u32 {
+        self.state.places.of(Stay::Brief).in_flight()
+    }
+
+    /// Whether a request that has a place may use it once more for somebody of this priority.
+    pub fn has_room_for_retry(&self, priority: Priority) -> bool {
+        self.limit(Stay::Brief)
+            .is_none_or(|limit| self.requests() <= priority.share(limit))
+    }
+
+    /// The limit of the cluster as a whole: what is set, and less if response times say so.
+    fn limit(&self, stay: Stay) -> Option<u32> {
+        let set = self.settings.max_in_flight;
+        match (stay, self.adaptive_limit()) {
+            (Stay::Brief, Some((found, Mode::Enforce))) => Some(set.map_or(found, |set| set.min(found))),
+            // Counted all the same, or it would not know how much is in use.
+            (Stay::Brief, Some((_, Mode::Observe))) => Some(set.unwrap_or(u32::MAX)),
+            (Stay::Lasting, _) | (Stay::Brief, None) => set,
+        }
+    }
+
+    /// Whether it is the adaptive limit that somebody of this priority has met.
+    pub fn is_above_adaptive(&self, priority: Priority) -> Option<Mode> {
+        let (found, mode) = self.adaptive_limit()?;
+        (self.requests() >= priority.share(found)).then_some(mode)
+    }
+
+    /// A place under the cluster's limit; none where there is no limit.
+    ///
+    /// # Errors
+    /// All places that somebody of this priority may have are taken.
+    pub fn seat(&self, stay: Stay, priority: Priority) -> Result<Option<Seat>, NoPick> {
+        let Some(limit) = self.limit(stay) else {
+            return Ok(None);
+        };
+        let seat = Seat::of_cluster(&self.state, stay, priority.share(limit));
+        seat.map(Some).ok_or(NoPick::AtLimit)
+    }
+
+    /// A place for a request, and the endpoint of its first attempt.
+    ///
+    /// # Errors
+    /// Why there is none; [`NoPick::AtLimit`] passes by itself.
+    pub fn enter(
+        &self,
+        ask: &Ask<'_>,
+        now: Moment,
+        dice: &mut Dice,
+    ) -> Result<(Option<Seat>, Picked), NoPick> {
+        let seat = self.seat(ask.stay, ask.priority)?;
+        match self.pick(ask, now, dice) {
+            Ok(picked) => Ok((seat, picked)),
+            Err(no_pick) => {
+                seat.into_iter().for_each(Seat::give_back_quietly);
+                Err(no_pick)
+            }
+        }
+    }
+
+    /// The same endpoint once more, if it has a place.
+    pub fn again(&self, index: usize, ask: &Ask<'_>) -> Option<Picked> {
+        self.take_place(index, ask).map(|seat| Picked {
+            index,
+            probe: None,
+            seat,
         })
     }
 
+    /// A place at an endpoint; an inner none where there is no limit.
+    fn take_place(&self, index: usize, ask: &Ask<'_>) -> Option<Option<Seat>> {
+        let Some(limit) = self.settings.max_in_flight_per_endpoint else {
+            return Some(None);
+        };
+        let endpoint = &self.endpoints[index].state;
+        Seat::of_endpoint(&self.state, endpoint, ask.stay, ask.priority.share(limit)).map(Some)
+    }
+
     /// The endpoint for the next attempt. One that is ejected and due is asked first, by an attempt that may fail
-    /// (`may_probe`): nothing else brings it back.
+    /// ([`Ask::may_probe`]): nothing else brings it back.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn pick(
-        &self,
-        tried: &Tried,
-        hash: Option<u64>,
-        may_probe: bool,
-        now: Moment,
-        dice: &mut Dice,
-    ) -> Result<Picked, NoPick> {
-        if may_probe && let Some((index, probe)) = self.due(tried, now) {
+    pub fn pick(&self, ask: &Ask<'_>, now: Moment, dice: &mut Dice) -> Result<Picked, NoPick> {
+        let tried = ask.tried;
+        if ask.may_probe
+            && let Some((index, probe)) = self.due(tried, now)
+            && let Some(seat) = self.take_place(index, ask)
+        {
             return Ok(Picked {
                 index,
                 probe: Some(probe),
+                seat,
             });
         }
-        let candidates = Candidates { cluster: self, tried };
-        if let Some(index) = self.balancer.pick(&candidates, hash, now, dice) {
-            return Ok(Picked { index, probe: None });
+        let candidates = Candidates { cluster: self, ask };
+        for _ in 0..RACES {
+            let Some(index) = self.balancer.pick(&candidates, ask.hash, now, dice) else {
+                break;
+            };
+            // Another worker may have taken the last place meanwhile.
+            if let Some(picked) = self.again(index, ask) {
+                return Ok(picked);
+            }
         }
         let untried = |index: usize| !tried.contains(&index_of(index));
         let mut usable = (0..self.endpoints.len())
@@ -230,9 +354,12 @@ impl Cluster {
         let left: SmallVec<[usize; 8]> = left.into_iter().filter(|index| untried(*index)).collect();
         let draw = dice.below(u32::try_from(left.len().max(1)).unwrap_or(u32::MAX)) as usize;
         let index = *left.get(draw).ok_or(NoPick::AllTried)?;
-        Ok(Picked { index, probe: None })
+        self.again(index, ask).ok_or(NoPick::AtLimit)
     }
 }
+
+/// How often a pick tries again after another worker was faster.
+const RACES: usize = 4;
 
 fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
@@ -241,7 +368,7 @@ fn index_of(index: usize) -> u32 {
 /// What the balancer asks about the members at the moment of a pick.
 struct Candidates<'a> {
     cluster: &'a Cluster,
-    tried: &'a Tried,
+    ask: &'a Ask<'a>,
 }
 
 impl Members for Candidates<'_> {
@@ -252,12 +379,14 @@ impl Members for Candidates<'_> {
     fn eligible(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
         endpoint.state.availability().is_available()
-            && !self.tried.contains(&index_of(index))
+            && !self.ask.tried.contains(&index_of(index))
             && self
                 .cluster
                 .settings
                 .max_in_flight_per_endpoint
-                .is_none_or(|limit| endpoint.state.load.in_flight() < limit)
+                .is_none_or(|limit| {
+                    endpoint.state.places.of(self.ask.stay).in_flight() < self.ask.priority.share(limit)
+                })
     }
 
     fn slow_start(&self, index: usize, now: Moment) -> f32 {

@@ -15,24 +15,17 @@ pub const CODE: &str = "E0610";
 
 /// Keys whose defaults are not in force either, so `config show` leaves them out unless they are written.
 pub const UNPERFORMED: &[&str] = &[
-    "adaptive_concurrency",
     "consistency",
     "dashboard",
-    "fallback",
-    "fault",
     "fleet",
     "heartbeat",
     "hedge",
     "latency_factor",
     "leader",
-    "max_queue",
     "operation",
     "original_destination",
     "panic",
     "prefer",
-    "priority",
-    "queue_timeout",
-    "rate_limit",
     "tracing",
     "zone_aware",
 ];
@@ -91,10 +84,10 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
         );
         refuse.when(of_endpoints, "circuit_breaker.scope", breaker.scope.span);
     }
-    refuse.switch("rate_limit", &policy.rate_limit);
+    for limit in policy.rate_limit.value.iter().flat_map(|limits| limits.iter()) {
+        refuse.unless("rate_limit.scope", &limit.scope, "local");
+    }
     refuse.switch("hedge", &policy.hedge);
-    refuse.switch("fallback", &policy.fallback);
-    refuse.switch("fault", &policy.fault);
     let consistency = &policy.consistency;
     let says_more = match consistency.value.show() {
         Shown::Map(rows) => rows
@@ -104,7 +97,6 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
     };
     let differs = consistency.policy.value != ConsistencyPolicy::Eventual || says_more;
     refuse.when(differs, "consistency", consistency.key);
-    refuse.unless("priority", &policy.priority, "normal");
     refuse.unless("operation", &policy.operation, "auto");
 }
 
@@ -122,10 +114,7 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
         refuse.unless("outlier_detection.latency_factor", &outlier.latency_factor, "off");
     }
     refuse.switch("panic", &cluster.panic);
-    refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);
     refuse.switch("leader", &cluster.leader);
-    refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");
-    refuse.unless("limits.queue_timeout", &cluster.limits.queue_timeout, "1s");
     refuse.unless("load_balancing.prefer", &cluster.load_balancing.prefer, "none");
     refuse.when(
         true,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bellwether_core::adaptive::Sample;
 use bellwether_core::ejection::Probe;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, outlier};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
@@ -21,7 +22,7 @@ use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
 use crate::cluster::outliers::Witness;
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked};
+use crate::cluster::{Cluster, Picked, Seat};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
@@ -83,6 +84,10 @@ pub(super) struct AttemptGuard {
     index: usize,
     /// The endpoint is ejected, and this finds out whether it may come back.
     probe: Option<Probe>,
+    /// The place at the endpoint, where that has a limit.
+    seat: Option<Seat>,
+    /// How long it takes says how much the cluster can bear.
+    measured: bool,
     /// The configuration that serves.
     generation: u64,
     worker: Rc<super::Worker>,
@@ -102,7 +107,7 @@ impl AttemptGuard {
         worker: &Rc<super::Worker>,
         now: Moment,
     ) -> Self {
-        let Picked { index, probe } = picked;
+        let Picked { index, probe, seat } = picked;
         let endpoint = &cluster.endpoints[index];
         endpoint.state.load.begin();
         cluster.metrics.attempt_started(worker.id);
@@ -111,6 +116,8 @@ impl AttemptGuard {
             cluster: Arc::clone(cluster),
             index,
             probe,
+            seat,
+            measured: false,
             generation,
             worker: Rc::clone(worker),
             started: now,
@@ -143,6 +150,20 @@ impl AttemptGuard {
             self.cluster
                 .metrics
                 .attempt_failed(self.id(), UpstreamFailure::Status);
+        }
+        match self.outcome {
+            Some(Outcome::Success | Outcome::Slow) => {
+                self.adapt(Sample::Answered(now.since(self.started)), now);
+            }
+            Some(Outcome::Failure(_) | Outcome::Pushback(_)) => self.adapt(Sample::Failed, now),
+            Some(Outcome::Ignored) | None => {}
+        }
+    }
+
+    /// Lets the adaptive limit of the cluster know, once.
+    fn adapt(&mut self, sample: Sample, now: Moment) {
+        if std::mem::take(&mut self.measured) {
+            self.cluster.adapt(sample, now);
         }
     }
 
@@ -183,6 +204,26 @@ impl AttemptGuard {
         }
     }
 
+    /// Whether it was answered by a proxy of ours further on, which refused it.
+    pub(super) fn was_refused(&self) -> bool {
+        self.outcome == Some(Outcome::Ignored)
+    }
+
+    /// Whether it was answered with what the route calls a failure, by the endpoint itself.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Some(Outcome::Failure(_) | Outcome::Pushback(Some(_)))
+        ) && self.code != 429
+    }
+
+    /// The exchange turns out to last.
+    pub(super) fn lasts(&mut self) {
+        if let Some(seat) = &mut self.seat {
+            seat.lasts();
+        }
+    }
+
     /// The answer was complete.
     pub(super) fn succeed(self) {
         drop(self);
@@ -205,6 +246,11 @@ impl AttemptGuard {
         match why {
             Some(why) => {
                 self.cluster.metrics.attempt_failed(self.id(), why);
+                let sample = match why {
+                    UpstreamFailure::PerTryTimeout | UpstreamFailure::ConnectTimeout => Sample::TimedOut,
+                    _ => Sample::Failed,
+                };
+                self.adapt(sample, self.worker.tools.wheel.recent());
                 self.outcome = Some(Outcome::Failure(Origin::Local));
             }
             None => self.outcome = None,
@@ -271,7 +317,8 @@ pub(super) async fn attempt(
     cx.endpoint = u32::try_from(index).ok();
     cx.phase = Phase::Connect;
     let started = worker.tools.wheel.recent();
-    let guard = AttemptGuard::begin(cluster, picked, cx.view.snapshot.generation, &worker, started);
+    let mut guard = AttemptGuard::begin(cluster, picked, cx.view.snapshot.generation, &worker, started);
+    guard.measured = cluster.settings.adaptive.is_some() && super::admit::is_measured(cx, sendable);
     let client = cluster
         .settings
         .proxy_protocol

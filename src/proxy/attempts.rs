@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bellwether_core::budget::{Denied, Spent};
 use bellwether_core::deadline::parse_grpc_timeout;
+use bellwether_core::shed::Priority;
 use bellwether_core::{Phase, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 
@@ -17,9 +18,9 @@ use super::attempt::{self, Answered, Exposure, Sendable};
 use super::body::{Body, Streaming};
 use super::cx::RequestCx;
 use super::enter::Entered;
-use super::{Interim, View, upgrade};
+use super::{Interim, View, admit, fallback, upgrade};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, NoPick, Picked, Tried};
+use crate::cluster::{Ask, Cluster, NoPick, Tried};
 use crate::message::forwarded::{Added, Trust};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
@@ -33,11 +34,9 @@ use crate::wire::Reply;
 /// Endpoints that may be tried beyond `num_retries` as long as none of them has seen anything of the request.
 const UNSEEN_TRIES: u32 = 5;
 /// Says which try this is, from the second on; believed from trusted peers only, as all fields of ours.
-const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
+pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
 /// Says that trying again has been tried.
 const NO_RETRY: HeaderName = HeaderName::from_static("x-bellwether-no-retry");
-/// The share of requests that cannot be sent twice and find out all the same whether an ejected endpoint is back.
-const SACRIFICE: f64 = 0.05;
 /// How much later than asked a retry may come.
 const SPREAD: f64 = 0.2;
 /// A client that gives less time than this says nothing about who did not answer in it.
@@ -47,7 +46,7 @@ const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
 
 /// The answer that the client gets, and what is still attached to it.
 pub(super) struct Forwarded {
-    head: Box<response::Parts>,
+    pub(super) head: Box<response::Parts>,
     rest: Box<Streaming>,
     idle: Option<Duration>,
     upgraded: bool,
@@ -80,7 +79,11 @@ pub(super) async fn attempts(
     };
     let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
     cx.cluster = Some(id);
-    if let Some(guarded) = route.breakers.toward(id) {
+    let guarded = match cx.fell_back {
+        false => route.breakers.toward(id),
+        true => route.breakers.toward_fallback(id),
+    };
+    if let Some(guarded) = guarded {
         cx.ask_breaker(guarded)?;
     }
     // What another proxy of ours tries again is not tried again here: layers of retries multiply.
@@ -105,9 +108,10 @@ pub(super) async fn attempts(
     cx.hurried = deadline.is_some_and(|deadline| deadline < MIN_JUDGEABLE && Some(deadline) != route.timeout);
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
-        cx.timer.set(cx.started.plus(timeout));
+        cx.timer.set(cx.began.plus(timeout));
     }
-    cx.cluster_seat = Some(cluster.seat().ok_or(Reason::Overflow)?);
+    let stay = admit::stay(entered);
+    let mut first = Some(admit::enter(cx, cluster, hash, repeatable, stay, deadline).await?);
     let method = if entered.extended {
         Method::GET
     } else {
@@ -117,30 +121,27 @@ pub(super) async fn attempts(
     let mut last = Last::None;
     loop {
         let now = cx.worker.tools.wheel.recent();
-        let picked = match tries.again_on.take() {
-            Some(same) => Ok(Picked {
-                index: same,
-                probe: None,
-            }),
-            None => {
-                let mut dice = cx.worker.dice.borrow_mut();
-                // Who can be asked elsewhere finds out for the others; now and then somebody has to who cannot.
-                let may_probe = (repeatable && tries.may_repeat()) || dice.chance(SACRIFICE);
-                cluster.pick(&tries.tried, hash, may_probe, now, &mut dice)
-            }
+        let ask = Ask {
+            tried: &tries.tried,
+            hash,
+            may_probe: repeatable && tries.may_repeat(),
+            priority: cx.priority.of_attempt(cx.attempts + 1),
+            stay,
+        };
+        let same = tries.again_on.take().and_then(|same| cluster.again(same, &ask));
+        let picked = match first.take().or(same) {
+            Some(picked) => Ok(picked),
+            None => cluster.pick(&ask, now, &mut cx.worker.dice.borrow_mut()),
         };
         let picked = match (picked, tries.answered_by.take()) {
             // Elsewhere where there is an elsewhere; one that was reached may do better on another connection.
             (Err(NoPick::AllTried), Some(same)) => {
                 tries.freshness = Freshness::Fresh;
-                Ok(Picked {
-                    index: same,
-                    probe: None,
-                })
+                cluster.again(same, &ask).ok_or(NoPick::AtLimit)
             }
             (picked, _) => picked,
         };
-        let Picked { index, probe } = match picked {
+        let picked = match picked {
             Ok(picked) => picked,
             Err(no_pick) => {
                 if !matches!(last, Last::None) {
@@ -150,6 +151,10 @@ pub(super) async fn attempts(
                 }
                 // What the last try led to is the better answer.
                 return match last {
+                    Last::Answer(answered) if fallback::replaces(cx, route, entered, headers) => {
+                        give_up(cx, answered);
+                        Err(tries.failed(cx, route, Reason::RetryExhausted))
+                    }
                     Last::Answer(answered) => {
                         tries.settle(cx, route, false);
                         Ok(forward(
@@ -170,18 +175,14 @@ pub(super) async fn attempts(
             }
         };
         if let Last::Answer(answered) = std::mem::replace(&mut last, Last::None) {
-            let Streaming {
-                exchange, attempt, ..
-            } = *answered.rest;
-            attempt.succeed();
-            exchange.abandon(CloseReason::Aborted);
-            cx.exposed(Exposure::Maybe);
+            give_up(cx, answered);
             tries.acted = Some(Reason::RetryExhausted);
         }
         tries.begin();
         if cx.attempts > 0 {
             headers.insert(ATTEMPT, HeaderValue::from(cx.attempts + 1));
         }
+        let index = picked.index;
         let endpoint = &cluster.endpoints[index];
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
             let mut values = entered.values(cx, &route.name);
@@ -208,7 +209,7 @@ pub(super) async fn attempts(
         let result = attempt::attempt(
             cx,
             cluster,
-            Picked { index, probe },
+            picked,
             tries.freshness,
             &sendable,
             early,
@@ -229,8 +230,12 @@ pub(super) async fn attempts(
                         continue;
                     }
                 }
+                if answered.rest.attempt.has_failed() && fallback::replaces(cx, route, entered, headers) {
+                    give_up(cx, answered);
+                    return Err(tries.failed(cx, route, Reason::RetryExhausted));
+                }
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
-                if !cx.is_probe() {
+                if !cx.is_probe() && cx.worker.tools.level().allows_mirrors() {
                     mirror(view, cx, route, &sendable);
                 }
                 return Ok(forward(
@@ -260,6 +265,16 @@ pub(super) async fn attempts(
             }
         }
     }
+}
+
+/// An answer that nobody will get.
+fn give_up(cx: &mut RequestCx, answered: Answered) {
+    let Streaming {
+        exchange, attempt, ..
+    } = *answered.rest;
+    attempt.succeed();
+    exchange.abandon(CloseReason::Aborted);
+    cx.exposed(Exposure::Maybe);
 }
 
 /// What the last try led to, while it is not certain that there is another one.
@@ -406,6 +421,12 @@ impl<'a> Tries<'a> {
 
     /// Pays for a try out of the cluster's budget.
     fn pay(&mut self, cx: &RequestCx, cluster: &Cluster) -> Result<(), RetryVeto> {
+        if !cx.worker.tools.level().allows_retries() {
+            return Err(RetryVeto::Overload);
+        }
+        if !cluster.has_room_for_retry(cx.priority.of_attempt(2)) {
+            return Err(RetryVeto::InFlightCap);
+        }
         let (Some(budget), Some(settings)) = (&cluster.budget, &cluster.settings.retry_budget) else {
             return Ok(());
         };
@@ -460,7 +481,7 @@ impl<'a> Tries<'a> {
                 if !retry.on.per_try_timeout || !self.repeatable {
                     return None;
                 }
-                cx.started.plus(timeout?).since(now) / (left + 1)
+                cx.began.plus(timeout?).since(now) / (left + 1)
             }
         };
         let timer = wheel.timer();
@@ -533,7 +554,7 @@ impl<'a> Tries<'a> {
 }
 
 /// Whether a request that an endpoint may have seen can be sent again.
-fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, headers: &HeaderMap) -> bool {
+pub(super) fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, headers: &HeaderMap) -> bool {
     if entered.upgrade.is_some() {
         return false;
     }
@@ -570,6 +591,10 @@ fn prepare(
     view.hop.write(headers, added, &entered.host);
     added.push(hygiene::via(cx.version));
     cx.request_id.replace(headers, added);
+    if route.priority != Priority::Normal && !headers.contains_key(admit::PRIORITY) {
+        let word = HeaderValue::from_static(route.priority.name());
+        added.push((admit::PRIORITY, word));
+    }
     if !route.request_headers.is_empty() {
         for (name, value) in added.drain(..) {
             headers.append(name, value);
@@ -582,12 +607,15 @@ fn prepare(
     Ok(target)
 }
 
+/// How long the client itself is willing to wait, if it says so.
+pub(super) fn client_deadline(headers: &HeaderMap) -> Option<Duration> {
+    let asked = headers.get(&grpc::GRPC_TIMEOUT)?;
+    parse_grpc_timeout(asked.as_bytes())
+}
+
 /// The route's timeout, shortened by what a gRPC client is willing to wait.
 fn grpc_deadline(headers: &HeaderMap, timeout: Option<Duration>) -> Option<Duration> {
-    let asked = headers
-        .get(&grpc::GRPC_TIMEOUT)
-        .and_then(|value| parse_grpc_timeout(value.as_bytes()));
-    match (timeout, asked) {
+    match (timeout, client_deadline(headers)) {
         (Some(timeout), Some(asked)) => Some(timeout.min(asked)),
         (timeout, asked) => timeout.or(asked),
     }
@@ -602,9 +630,10 @@ fn forward(
     debug: bool,
     tried_again: bool,
 ) -> Forwarded {
-    let Answered { mut head, rest } = answered;
+    let Answered { mut head, mut rest } = answered;
     cx.status = head.status.as_u16();
     cx.grpc_status = rest.attempt.grpc_status();
+    cx.refused_beyond = rest.attempt.was_refused();
     cx.answered();
     let upgraded = upgrade::is_accepted(cx, &head);
     let protocol = if upgraded {
@@ -612,6 +641,9 @@ fn forward(
     } else {
         None
     };
+    if cx.seat.is_some() || cx.cluster_seat.is_some() || cluster.is_limited() {
+        admit::may_last(cx, &head.headers, &mut rest.attempt);
+    }
     hygiene::clean_response(&mut head.headers);
     if head.status.is_server_error() {
         // For proxies of ours in front of us; nobody else is told.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bellwether_core::limit::Stay;
+use bellwether_core::shed::Priority;
 use bellwether_core::{Outcome, Phase, Reason};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, response};
@@ -18,7 +20,7 @@ use super::body::Body;
 use super::cx::RequestCx;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, Outgoing};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked, Tried};
+use crate::cluster::{Ask, Cluster, Picked, Tried};
 use crate::message::replay::Upload;
 use crate::wire::{Reply, Tunnel, tunnel};
 
@@ -153,10 +155,20 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
     let (method, target) = (sendable.method.clone(), sendable.target.to_owned());
     let (headers, added) = (sendable.headers.clone(), sendable.added.to_vec());
     tokio::task::spawn_local(async move {
-        let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
-        let picked = cluster.pick(&Tried::new(), None, false, now, &mut worker.dice.borrow_mut());
-        let Ok(Picked { index, .. }) = picked else { return };
+        let ask = Ask {
+            tried: &Tried::new(),
+            hash: None,
+            may_probe: false,
+            // The first to go without.
+            priority: Priority::Low,
+            stay: Stay::Brief,
+        };
+        let entered = cluster.enter(&ask, now, &mut worker.dice.borrow_mut());
+        let Ok((_seat, picked)) = entered else { return };
+        let Picked {
+            index, seat: _place, ..
+        } = picked;
         let endpoint = &cluster.endpoints[index];
         let send = async {
             let checkout = Checkout::open(&worker.pools, &cluster, index, Freshness::Any, None)

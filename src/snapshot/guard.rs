@@ -49,6 +49,14 @@ impl Breakers {
         }
     }
 
+    /// The one of the cluster that a fallback leads to; that of the route has spoken already.
+    pub fn toward_fallback(&self, cluster: ClusterId) -> Option<&Guarded> {
+        match self {
+            Self::Off | Self::Route(_) => None,
+            Self::Cluster(_) => self.toward(cluster),
+        }
+    }
+
     /// The word for what one guards.
     pub const fn scope(&self) -> &'static str {
         match self {

@@ -45,6 +45,8 @@ pub enum EventKind {
     Replacement,
     /// How far this process trusts its own clock.
     SelfHealth,
+    /// How much the process gives up because it is short of something.
+    Overload,
 }
 
 impl EventKind {
@@ -60,6 +62,7 @@ impl EventKind {
         Self::Drain,
         Self::Replacement,
         Self::SelfHealth,
+        Self::Overload,
     ];
 
     /// The word in the stream.
@@ -75,6 +78,7 @@ impl EventKind {
             Self::Drain => "drain",
             Self::Replacement => "replacement",
             Self::SelfHealth => "self_health",
+            Self::Overload => "overload",
         }
     }
 

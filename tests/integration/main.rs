@@ -16,6 +16,7 @@
 )]
 #![allow(unreachable_pub, reason = "one binary; nothing is public")]
 
+mod admission;
 mod balancing;
 mod breaker;
 mod commands;
