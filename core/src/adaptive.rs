@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_standing_overload_answers_stay_about_half_again_as_long_as_normal() {
+    fn scenario_34_in_a_standing_overload_answers_stay_about_half_again_as_long_as_normal() {
         let mut world = World::new(10, 100);
         world.run(60, 60);
         world.run(300, 5);
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_became_slower_keeps_its_limit() {
+    fn scenario_36_a_service_that_became_slower_keeps_its_limit() {
         for factor in [1.4, 1.7, 2.0, 4.0] {
             let mut world = World::new(10, 100_000);
             world.run(200, 120);
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_became_slower_within_an_overload_is_let_go_again_within_two_minutes() {
+    fn scenario_36_one_that_became_slower_within_an_overload_is_let_go_again_within_two_minutes() {
         let mut world = World::new(10, 100);
         world.run(60, 60);
         world.run(300, 20);

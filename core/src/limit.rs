@@ -6,7 +6,10 @@
 //! call: it is a setting, or what [`adaptive`](crate::adaptive) thinks of it, or the part that a
 //! [`Priority`](crate::shed::Priority) may use.
 //!
-//! [`Queue`] is the order in which requests wait, on one worker. First come, first served is fair as long as everybody is
+//! What lasts is counted apart ([`Places`]): a tunnel or a stream that is open for hours would otherwise use up the limit
+//! while it costs nearly nothing.
+//!
+//! [`Queue`] is the order in which requests wait. First come, first served is fair as long as everybody is
 //! served in the end. When the queue has not been empty for [`STANDING`], it is no longer a buffer for bursts but a delay
 //! that all pay: then the youngest is served first, because it is the one whose client still waits, and newcomers wait
 //! [`TARGET`] at most (the CoDel constants, as "Fail at Scale", ACM Queue 13(8), 2015, uses them for requests).
@@ -84,6 +87,43 @@ impl AsRef<Self> for Limit {
     }
 }
 
+/// How long an exchange holds its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// A request and its answer.
+    Brief,
+    /// A tunnel, or a stream without end.
+    Lasting,
+}
+
+/// The places under one limit, counted apart by how long they are held. As many of either kind as the limit says.
+#[derive(Debug, Default)]
+pub struct Places {
+    brief: Limit,
+    lasting: Limit,
+}
+
+impl Places {
+    /// The places of one kind.
+    #[must_use]
+    pub const fn of(&self, stay: Stay) -> &Limit {
+        match stay {
+            Stay::Brief => &self.brief,
+            Stay::Lasting => &self.lasting,
+        }
+    }
+
+    /// Moves one that turned out to last, unless there are too many of those: then it stays where it is.
+    #[must_use = "a place that was moved is given back where it is now"]
+    pub fn move_to_lasting(&self, limit: u32) -> bool {
+        let moved = self.lasting.try_acquire(limit);
+        if moved {
+            self.brief.release();
+        }
+        moved
+    }
+}
+
 /// A place under a limit; dropping it gives the place back. `H` is how the limit is held: `&Limit`, `Arc<Limit>`.
 #[derive(Debug)]
 #[must_use = "dropping a seat gives the place back at once"]
@@ -135,7 +175,18 @@ struct Waiting<T> {
 
 /// Names one waiter of one queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ticket(u64);
+pub struct Ticket {
+    number: u64,
+    until: Moment,
+}
+
+impl Ticket {
+    /// When its time is over.
+    #[must_use]
+    pub const fn until(self) -> Moment {
+        self.until
+    }
+}
 
 impl<T> Queue<T> {
     /// Nobody waits.
@@ -192,21 +243,48 @@ impl<T> Queue<T> {
             since: now,
             until,
         });
-        Ok(Ticket(ticket))
+        Ok(Ticket {
+            number: ticket,
+            until,
+        })
     }
 
     /// The one to be served now, and how long it waited. Those met on the way whose time is over go to `late`.
-    pub fn pop(&mut self, now: Moment, mut late: impl FnMut(T)) -> Option<(T, Duration)> {
+    pub fn pop(&mut self, now: Moment, late: impl FnMut(T)) -> Option<(T, Duration)> {
         let standing = self.is_standing(now);
-        loop {
-            let waiting = if standing {
-                self.waiting.pop_back()
-            } else {
-                self.waiting.pop_front()
-            }?;
-            if waiting.until > now {
-                return Some((waiting.handle, now.since(waiting.since)));
-            }
+        self.drop_late(standing, now, late);
+        let waiting = if standing {
+            self.waiting.pop_back()
+        } else {
+            self.waiting.pop_front()
+        }?;
+        Some((waiting.handle, now.since(waiting.since)))
+    }
+
+    /// The one that [`Queue::pop`] would give, left where it is.
+    pub fn front(&mut self, now: Moment, late: impl FnMut(T)) -> Option<(Ticket, &T)> {
+        let standing = self.is_standing(now);
+        self.drop_late(standing, now, late);
+        let waiting = if standing {
+            self.waiting.back()
+        } else {
+            self.waiting.front()
+        }?;
+        let ticket = Ticket {
+            number: waiting.ticket,
+            until: waiting.until,
+        };
+        Some((ticket, &waiting.handle))
+    }
+
+    /// Takes out whoever is to be served next as long as its time is over.
+    fn drop_late(&mut self, standing: bool, now: Moment, mut late: impl FnMut(T)) {
+        let is_late = |waiting: &mut Waiting<T>| waiting.until <= now;
+        while let Some(waiting) = if standing {
+            self.waiting.pop_back_if(is_late)
+        } else {
+            self.waiting.pop_front_if(is_late)
+        } {
             late(waiting.handle);
         }
     }
@@ -232,11 +310,16 @@ impl<T> Queue<T> {
         self.waiting.iter().map(|waiting| waiting.until).min()
     }
 
+    /// Takes out the one that came last.
+    pub fn pop_last(&mut self) -> Option<T> {
+        self.waiting.pop_back().map(|waiting| waiting.handle)
+    }
+
     /// Takes out one who no longer wants to wait; `None` if it was served or late before.
     pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let index = self
             .waiting
-            .binary_search_by_key(&ticket.0, |waiting| waiting.ticket)
+            .binary_search_by_key(&ticket.number, |waiting| waiting.ticket)
             .ok()?;
         self.waiting.remove(index).map(|waiting| waiting.handle)
     }
@@ -360,6 +443,38 @@ mod tests {
         push(&mut queue, 2, 203, 200);
         assert_eq!(queue.next_expiry(), Some(at(203)));
         assert_eq!(pop(&mut queue, 205), (Some(0), vec![2, 1]));
+    }
+
+    #[test]
+    fn the_front_is_the_one_that_would_be_served() {
+        let mut queue = Queue::new();
+        push(&mut queue, 0, 50, 0);
+        let first = push(&mut queue, 1, 1000, 0);
+        let last = push(&mut queue, 2, 1000, 0);
+        let front =
+            |queue: &mut Queue<u32>, now| queue.front(at(now), drop).map(|(ticket, who)| (ticket, *who));
+        assert_eq!(front(&mut queue, 49).map(|(_, who)| who), Some(0));
+        assert_eq!(
+            front(&mut queue, 50),
+            Some((first, 1)),
+            "late ones are in nobody's way"
+        );
+        assert_eq!(front(&mut queue, 100), Some((last, 2)), "it stands");
+        assert_eq!(queue.len(), 2);
+        assert_eq!(pop(&mut queue, 100), (Some(2), vec![]));
+        assert_eq!(first.until(), at(1000));
+    }
+
+    #[test]
+    fn what_lasts_is_counted_apart() {
+        let places = Places::default();
+        assert!(places.of(Stay::Brief).try_acquire(1));
+        assert!(places.move_to_lasting(1));
+        assert!(places.of(Stay::Brief).try_acquire(1), "its place is free again");
+        assert!(!places.move_to_lasting(1), "there are as many as may be");
+        assert_eq!(places.of(Stay::Brief).in_flight(), 1);
+        places.of(Stay::Lasting).release();
+        assert!(places.move_to_lasting(1));
     }
 
     #[test]

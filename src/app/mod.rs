@@ -203,8 +203,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         metrics: recorder.process(),
         load: Arc::new(Load::new(workers)),
         vitals: Arc::new(Vitals::new(workers)),
+        overload: Arc::default(),
     };
-    let vitals = Arc::clone(&parts.vitals);
+    let (vitals, overload) = (Arc::clone(&parts.vitals), Arc::clone(&parts.overload));
     let handles = match worker::start(workers, &parts, &mut dice) {
         Ok(handles) => handles,
         Err(error) => {
@@ -272,6 +273,7 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         clock: supervisor.clock,
         events: Arc::clone(&supervisor.events),
         metrics: recorder.process(),
+        overload,
     };
     tokio::spawn(sampler.run());
     // Ready means that every worker accepts.

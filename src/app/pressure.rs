@@ -9,15 +9,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::Moment;
 use bellwether_core::self_health::{Memory, Signs};
+use bellwether_core::shed::{Danger, Guard, Overload, Sample};
+use bellwether_core::{Mode, Moment};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::net::clock::Clock;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cell::Cell;
 use crate::telemetry::{
-    Cgroup, Change, Descriptors, EventKind, Events, ProcessMetrics, Reading, SAMPLE, Vitals,
+    Cgroup, Change, Descriptors, EventKind, Events, ProcessMetrics, ProcessUsage, Reading, SAMPLE, Vitals,
 };
 
 /// What is looked at, and where what was found goes.
@@ -27,6 +28,7 @@ pub(super) struct Sampler {
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
     pub(super) metrics: Arc<ProcessMetrics>,
+    pub(super) overload: Arc<Overload>,
 }
 
 /// What a second has shown so far.
@@ -46,12 +48,17 @@ impl Sampler {
         let mut ticks = tokio::time::interval(SAMPLE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due = Instant::now();
+        let mut guard = Guard::new();
+        let mut lags = [Duration::ZERO; LOOKS as usize];
         loop {
             ticks.tick().await;
             let own = due.elapsed();
             due = Instant::now() + SAMPLE;
             let now = self.clock.now();
-            second.lag = second.lag.max(own).max(self.vitals.lateness(now));
+            let late = self.vitals.lateness(now);
+            second.lag = second.lag.max(own).max(late);
+            lags.rotate_left(1);
+            lags[lags.len() - 1] = late;
             second.looks += 1;
             let before = self.vitals.reading();
             let mut reading = Reading {
@@ -74,7 +81,60 @@ impl Sampler {
                 };
             }
             self.vitals.publish(&reading);
+            // Late once is a coincidence; late at every look of a second is too much work.
+            let lag = lags.iter().min().copied().unwrap_or_default();
+            self.guard(&mut guard, &reading, lag, now);
         }
+    }
+
+    /// Finds out how much is to be given up, and tells everybody.
+    fn guard(&self, guard: &mut Guard, reading: &Reading, lag: Duration, now: Moment) {
+        let snapshot = self.cell.load();
+        let (mode, sample) = match &snapshot.overload {
+            None => (Mode::Observe, Sample::IDLE),
+            Some(settings) => {
+                let limited = settings.max_memory.and_then(|max| {
+                    let used = ProcessUsage::read()?.resident;
+                    Some(used as f64 / max.max(1) as f64)
+                });
+                let sample = Sample {
+                    memory: limited.unwrap_or(f64::from(reading.memory)),
+                    lag,
+                    descriptors: f64::from(reading.descriptors),
+                };
+                (settings.mode, sample)
+            }
+        };
+        let change = guard.observe(&sample, now);
+        self.overload.post(match mode {
+            Mode::Enforce => guard.danger(),
+            Mode::Observe => Danger::default(),
+        });
+        let Some(change) = change else { return };
+        self.metrics.set_overload(change.to);
+        let evidence = format!(
+            "memory {:.0} %, descriptors {:.0} %, loops {} ms late",
+            sample.memory * 100.0,
+            sample.descriptors * 100.0,
+            sample.lag.as_millis(),
+        );
+        tracing::warn!(
+            evidence,
+            cause = change.cause.name(),
+            mode = mode.name(),
+            "overload: {} instead of {}",
+            change.to.name(),
+            change.from.name()
+        );
+        self.events.push(Change {
+            kind: EventKind::Overload,
+            subject: "process".to_owned(),
+            from: change.from.name().to_owned(),
+            to: change.to.name().to_owned(),
+            reason: change.cause.name().to_owned(),
+            evidence,
+            generation: snapshot.generation,
+        });
     }
 
     /// A second is over.

@@ -22,6 +22,7 @@ pub(super) fn upkeep(snapshot: &Snapshot, witness: Witness<'_>, dice: &mut Dice)
         guarded.report(now, since_epoch);
     }
     for cluster in &snapshot.clusters {
+        cluster.metrics.show_concurrency(cluster.adaptive_readings());
         cluster.sweep(witness, dice);
         cluster.heed_all(witness);
         cluster.weigh(witness);

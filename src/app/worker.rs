@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use bellwether_core::shed::Overload;
 use bellwether_core::{Dice, Moment};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -105,6 +106,8 @@ pub struct Parts {
     pub load: Arc<Load>,
     /// How the process is doing.
     pub vitals: Arc<Vitals>,
+    /// What the process has to give up.
+    pub overload: Arc<Overload>,
 }
 
 /// How to reach a worker.
@@ -176,13 +179,14 @@ fn run(
         let worker = Rc::new(Worker {
             id,
             pools: Pools::new(wheel.clone(), id),
-            tools: Toolbox::new(wheel),
+            tools: Toolbox::new(wheel, Arc::clone(&parts.overload)),
             dice: RefCell::new(Dice::new(seed)),
             reader: Reader::new(Arc::clone(&parts.cell)),
             log: parts.log.writer(id),
             metrics: Arc::clone(&parts.metrics),
             events: Arc::clone(&parts.events),
             vitals: Arc::clone(&parts.vitals),
+            cut: std::cell::Cell::new(Moment::ZERO),
             wall: std::cell::Cell::new((Duration::ZERO, Moment::ZERO)),
         });
         tokio::task::spawn_local(keep_awake(Rc::clone(&worker), parts.clone()));

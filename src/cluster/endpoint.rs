@@ -12,6 +12,7 @@ use bellwether_core::ejection::Ejection;
 use bellwether_core::health::{Checks, Verdict};
 use bellwether_core::heartbeat::Beats;
 use bellwether_core::idle::IdleLimit;
+use bellwether_core::limit::Places;
 use bellwether_core::outlier::{self, Tally};
 use bellwether_core::pulse::Pulse;
 use bellwether_core::recent::Recent;
@@ -71,6 +72,8 @@ pub struct EndpointState {
     pub arbiter: Arbiter,
     /// When it last answered, and when it last would not have us.
     pub pulse: Pulse,
+    /// Places under the limit of one endpoint; taken only where there is one.
+    pub(super) places: Places,
     /// How its ejection stands; the arbiter shows it.
     pub ejection: Arc<Ejection>,
     /// Its last times to the first byte, where latency is compared.
@@ -114,6 +117,7 @@ impl EndpointState {
             load: Load::default(),
             arbiter: Arbiter::new(joined),
             pulse: Pulse::new(),
+            places: Places::default(),
             ejection: Arc::default(),
             recent: Recent::new(),
             checks: Mutex::default(),

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
+pub mod gate;
 pub mod guarded;
 pub mod health;
 pub mod heartbeat;
@@ -17,19 +18,22 @@ pub mod probe;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bellwether_core::adaptive::{Adaptive, Range, Readings, Sample};
 use bellwether_core::balance::{Balancer, Load, Members};
 use bellwether_core::breaker::{self, Breaker, Passage};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
+use bellwether_core::limit::{Places, Stay};
 use bellwether_core::outlier::{self, Referee};
 use bellwether_core::panic::{self, Panic};
+use bellwether_core::shed::Priority;
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
-use bellwether_core::{Dice, Moment};
+use bellwether_core::{Dice, Mode, Moment};
 use smallvec::SmallVec;
 
 use crate::net::proxy_protocol;
@@ -37,6 +41,7 @@ use crate::net::tls::ClientTls;
 use crate::route::HashKey;
 use crate::telemetry::ClusterMetrics;
 pub use endpoint::{Endpoint, EndpointState};
+pub use gate::{Gate, Patience, Seat, TurnedAway};
 use guarded::GuardPlan;
 
 /// Which protocol to speak to endpoints.
@@ -73,6 +78,12 @@ pub struct Settings {
     pub max_in_flight: Option<u32>,
     /// Requests in flight at one endpoint.
     pub max_in_flight_per_endpoint: Option<u32>,
+    /// Requests that wait for a place.
+    pub max_queue: u32,
+    /// How long they do.
+    pub queue_timeout: Duration,
+    /// A limit that follows response times; none when off.
+    pub adaptive: Option<AdaptiveLimit>,
     /// How long a new endpoint takes to its full share.
     pub slow_start: Option<Duration>,
     /// Whether what an endpoint says of itself in an answer is believed ([`crate::message::fail`]): where something brings
@@ -92,6 +103,15 @@ pub struct Settings {
     pub zone: Option<Arc<str>>,
     /// What hashing policies hash.
     pub hash_on: Vec<HashKey>,
+}
+
+/// Settings of a limit that follows response times.
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptiveLimit {
+    /// Whether it refuses.
+    pub mode: Mode,
+    /// Where it stays.
+    pub range: Range,
 }
 
 /// A named set of equivalent endpoints, in one snapshot.
@@ -122,7 +142,9 @@ pub struct Cluster {
 /// What is known about a cluster beyond one snapshot.
 #[derive(Debug, Default)]
 pub struct ClusterState {
-    in_flight: AtomicU32,
+    places: Places,
+    gate: Gate,
+    adaptive: OnceLock<Adaptive>,
     referee: Referee,
     /// Whether too few are left.
     panic: Panic,
@@ -137,6 +159,11 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// Who waits for a place.
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// What shares are relative to: an endpoint that asks for twice its weight makes all others get half as often.
     fn greatest_share(&self) -> f32 {
         // Ordering: Relaxed; a lone value.
@@ -166,20 +193,6 @@ impl ClusterState {
 /// Endpoints that a request has tried already.
 pub type Tried = SmallVec<[u32; 4]>;
 
-/// One request's place under a cluster's limit; dropping it gives the place back.
-#[derive(Debug)]
-pub struct Seat {
-    state: Option<Arc<ClusterState>>,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(state) = &self.state {
-            state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// An endpoint for one attempt.
 #[derive(Debug)]
 pub struct Picked {
@@ -187,6 +200,25 @@ pub struct Picked {
     pub index: usize,
     /// It is ejected, and this attempt finds out whether it may come back.
     pub probe: Option<Probe>,
+    /// Its place at the endpoint, where that has a limit.
+    pub seat: Option<Seat>,
+}
+
+/// Who asks for an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Not these.
+    pub tried: &'a Tried,
+    /// For policies that hash.
+    pub hash: Option<u64>,
+    /// It may fail, because it can be tried elsewhere.
+    pub may_probe: bool,
+    /// How many places it may have.
+    pub priority: Priority,
+    /// With whom it is counted.
+    pub stay: Stay,
+    /// The place of the breaker that its attempts ask, among those of each endpoint.
+    pub guard: Option<usize>,
 }
 
 /// Why no endpoint was picked.
@@ -202,74 +234,168 @@ pub enum NoPick {
     BreakersOpen(Duration),
 }
 
-/// What a request asks of the picker, the same for all of its attempts.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wish {
-    /// For policies that hash.
-    pub hash: Option<u64>,
-    /// The place of the breaker that its attempts ask, among those of each endpoint.
-    pub guard: Option<usize>,
-}
-
 impl Cluster {
-    /// Takes a place under the cluster's limit.
-    pub fn seat(&self) -> Option<Seat> {
-        let Some(limit) = self.settings.max_in_flight else {
-            return Some(Seat { state: None });
-        };
-        // Ordering: the count itself is exact; nothing else is published through it.
-        let before = self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before >= limit {
-            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return None;
+    /// Whether anybody can be told to wait here.
+    pub const fn is_limited(&self) -> bool {
+        self.settings.max_in_flight.is_some()
+            || self.settings.max_in_flight_per_endpoint.is_some()
+            || self.settings.adaptive.is_some()
+    }
+
+    /// What the adaptive limit allows now, and whether it refuses.
+    pub fn adaptive_limit(&self) -> Option<(u32, Mode)> {
+        let AdaptiveLimit { mode, range } = self.settings.adaptive?;
+        let known = self.state.adaptive.get();
+        Some((known.map_or(range.max, |adaptive| adaptive.limit(range)), mode))
+    }
+
+    /// How the adaptive limit stands.
+    pub fn adaptive_readings(&self) -> Option<Readings> {
+        let AdaptiveLimit { range, .. } = self.settings.adaptive?;
+        Some(self.state.adaptive.get_or_init(Adaptive::new).readings(range))
+    }
+
+    /// Lets the adaptive limit know how an attempt went.
+    pub fn adapt(&self, sample: Sample, now: Moment) {
+        if let Some(AdaptiveLimit { range, .. }) = self.settings.adaptive {
+            let adaptive = self.state.adaptive.get_or_init(Adaptive::new);
+            adaptive.record(sample, self.requests(), range, now);
         }
-        Some(Seat {
-            state: Some(Arc::clone(&self.state)),
+    }
+
+    /// Requests under the limit of the cluster now, without those that last.
+    fn requests(&self) -> u32 {
+        self.state.places.of(Stay::Brief).in_flight()
+    }
+
+    /// Whether a request that has a place may use it once more for somebody of this priority.
+    pub fn has_room_for_retry(&self, priority: Priority) -> bool {
+        self.limit(Stay::Brief)
+            .is_none_or(|limit| self.requests() <= priority.share(limit))
+    }
+
+    /// The limit of the cluster as a whole: what is set, and less if response times say so.
+    fn limit(&self, stay: Stay) -> Option<u32> {
+        let set = self.settings.max_in_flight;
+        match (stay, self.adaptive_limit()) {
+            (Stay::Brief, Some((found, Mode::Enforce))) => Some(set.map_or(found, |set| set.min(found))),
+            // Counted all the same, or it would not know how much is in use.
+            (Stay::Brief, Some((_, Mode::Observe))) => Some(set.unwrap_or(u32::MAX)),
+            (Stay::Lasting, _) | (Stay::Brief, None) => set,
+        }
+    }
+
+    /// Whether it is the adaptive limit that somebody of this priority has met.
+    pub fn is_above_adaptive(&self, priority: Priority) -> Option<Mode> {
+        let (found, mode) = self.adaptive_limit()?;
+        (self.requests() >= priority.share(found)).then_some(mode)
+    }
+
+    /// A place under the cluster's limit; none where there is no limit.
+    ///
+    /// # Errors
+    /// All places that somebody of this priority may have are taken.
+    pub fn seat(&self, stay: Stay, priority: Priority) -> Result<Option<Seat>, NoPick> {
+        let Some(limit) = self.limit(stay) else {
+            return Ok(None);
+        };
+        let seat = Seat::of_cluster(&self.state, stay, priority.share(limit));
+        seat.map(Some).ok_or(NoPick::AtLimit)
+    }
+
+    /// A place for a request, and the endpoint of its first attempt.
+    ///
+    /// # Errors
+    /// Why there is none; [`NoPick::AtLimit`] passes by itself.
+    pub fn enter(
+        &self,
+        ask: &Ask<'_>,
+        now: Moment,
+        dice: &mut Dice,
+    ) -> Result<(Option<Seat>, Picked), NoPick> {
+        let seat = self.seat(ask.stay, ask.priority)?;
+        match self.pick(ask, now, dice) {
+            Ok(picked) => Ok((seat, picked)),
+            Err(no_pick) => {
+                seat.into_iter().for_each(Seat::give_back_quietly);
+                Err(no_pick)
+            }
+        }
+    }
+
+    /// The same endpoint once more, if it has a place.
+    pub fn again(&self, index: usize, ask: &Ask<'_>) -> Option<Picked> {
+        self.take_place(index, ask).map(|seat| Picked {
+            index,
+            probe: None,
+            seat,
         })
     }
 
+    /// A place at an endpoint; an inner none where there is no limit.
+    fn take_place(&self, index: usize, ask: &Ask<'_>) -> Option<Option<Seat>> {
+        let Some(limit) = self.settings.max_in_flight_per_endpoint else {
+            return Some(None);
+        };
+        let endpoint = &self.endpoints[index].state;
+        Seat::of_endpoint(&self.state, endpoint, ask.stay, ask.priority.share(limit)).map(Some)
+    }
+
+    /// One of these candidates, with its place.
+    fn pick_among(&self, candidates: &Candidates<'_>, now: Moment, dice: &mut Dice) -> Option<Picked> {
+        for _ in 0..RACES {
+            let index = self.balancer.pick(candidates, candidates.ask.hash, now, dice)?;
+            // Another worker may have taken the last place meanwhile.
+            if let Some(picked) = self.again(index, candidates.ask) {
+                return Some(picked);
+            }
+        }
+        None
+    }
+
     /// The endpoint for the next attempt. One that is out and due is asked first, by an attempt that may fail
-    /// (`may_probe`): nothing else brings it back.
+    /// ([`Ask::may_probe`]): nothing else brings it back.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn pick(
-        &self,
-        tried: &Tried,
-        wish: Wish,
-        may_probe: bool,
-        now: Moment,
-        dice: &mut Dice,
-    ) -> Result<Picked, NoPick> {
-        if may_probe && let Some((index, probe)) = self.due(tried, now, dice) {
+    pub fn pick(&self, ask: &Ask<'_>, now: Moment, dice: &mut Dice) -> Result<Picked, NoPick> {
+        if ask.may_probe
+            && let Some((index, probe)) = self.due(ask.tried, now, dice)
+            && let Some(seat) = self.take_place(index, ask)
+        {
             return Ok(Picked {
                 index,
                 probe: Some(probe),
+                seat,
             });
         }
         // Where panic began with endpoints left, nobody's health is asked; usually it begins when nobody is left.
         let calm = Candidates {
             cluster: self,
-            tried,
+            ask,
             // Ordering: Relaxed; a hint that the next tick sets right.
-            guard: wish.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed)),
+            guard: ask.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed)),
             now,
             panic: self.state.panic.since().and(self.settings.panic),
         };
         let wanted = || {
             let mut indices = 0..self.endpoints.len();
-            calm.guard
-                .and_then(|_| indices.find(|index| calm.is_wanted(*index)))
+            let index = calm
+                .guard
+                .and_then(|_| indices.find(|index| calm.is_wanted(*index)))?;
+            self.again(index, ask)
         };
-        if may_probe && let Some(index) = wanted() {
-            return Ok(Picked { index, probe: None });
+        if ask.may_probe
+            && let Some(picked) = wanted()
+        {
+            return Ok(picked);
         }
-        if let Some(index) = self.balancer.pick(&calm, wish.hash, now, dice) {
-            return Ok(Picked { index, probe: None });
+        if let Some(picked) = self.pick_among(&calm, now, dice) {
+            return Ok(picked);
         }
         // Whoever comes is better than nobody.
-        if let Some(index) = wanted() {
-            return Ok(Picked { index, probe: None });
+        if let Some(picked) = wanted() {
+            return Ok(picked);
         }
         let panicking = Candidates {
             panic: calm.panic.or_else(|| self.panics()),
@@ -277,9 +403,9 @@ impl Cluster {
         };
         if panicking.panic.is_some()
             && calm.panic.is_none()
-            && let Some(index) = self.balancer.pick(&panicking, wish.hash, now, dice)
+            && let Some(picked) = self.pick_among(&panicking, now, dice)
         {
-            return Ok(Picked { index, probe: None });
+            return Ok(picked);
         }
         let mut willing = (0..self.endpoints.len())
             .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
@@ -287,9 +413,8 @@ impl Cluster {
         if willing.peek().is_none() {
             return Err(NoPick::NoneAvailable);
         }
-        let mut untried = (0..self.endpoints.len())
-            .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
-            .filter(|index| !tried.contains(&index_of(*index)))
+        let mut untried = willing
+            .filter(|index| !ask.tried.contains(&index_of(*index)))
             .peekable();
         if untried.peek().is_none() {
             return Err(NoPick::AllTried);
@@ -323,6 +448,9 @@ impl Cluster {
     }
 }
 
+/// How often a pick tries again after another worker was faster.
+const RACES: usize = 4;
+
 fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
@@ -331,7 +459,7 @@ fn index_of(index: usize) -> u32 {
 #[derive(Clone, Copy)]
 struct Candidates<'a> {
     cluster: &'a Cluster,
-    tried: &'a Tried,
+    ask: &'a Ask<'a>,
     /// The breaker to ask, while any may refuse.
     guard: Option<usize>,
     now: Moment,
@@ -342,13 +470,16 @@ struct Candidates<'a> {
 impl Candidates<'_> {
     /// Whether an endpoint is below its limit, and below what it asked for itself.
     fn has_room(&self, endpoint: &Endpoint) -> bool {
-        let limit = self
-            .cluster
-            .settings
-            .max_in_flight_per_endpoint
-            .unwrap_or(u32::MAX);
-        let limit = limit.min(endpoint.state.asked_at_most());
-        limit == u32::MAX || endpoint.state.load.in_flight() < limit
+        let asked = endpoint.state.asked_at_most();
+        let ask = self.ask;
+        (asked == u32::MAX || endpoint.state.load.in_flight() < asked)
+            && self
+                .cluster
+                .settings
+                .max_in_flight_per_endpoint
+                .is_none_or(|limit| {
+                    endpoint.state.places.of(ask.stay).in_flight() < ask.priority.share(limit)
+                })
     }
 
     /// Whether an endpoint would take a request, apart from limits and from what this request has tried.
@@ -365,7 +496,7 @@ impl Candidates<'_> {
     /// Whether it could be picked if it had no breaker.
     fn is_usable(&self, index: usize) -> bool {
         let endpoint = &self.cluster.endpoints[index];
-        self.is_willing(index) && !self.tried.contains(&index_of(index)) && self.has_room(endpoint)
+        self.is_willing(index) && !self.ask.tried.contains(&index_of(index)) && self.has_room(endpoint)
     }
 
     /// Whether its breaker waits for a probe.

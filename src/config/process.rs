@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::listener::ReadOrWrite;
+use super::policy::Mode;
 use super::table::{List, Many, Map, Sp, object, words};
 use super::tls::ListenerTls;
-use super::units::{Address, Auto, OutputPath, Secret, Url, WordOr};
+use super::units::{Address, Auto, OutputPath, Secret, Size, Url, WordOr};
 
 words! {
     /// What is shared between proxies.
@@ -57,8 +58,20 @@ object! {
         reload: Sp<Reload> = "{}";
         /// the zone we run in, for `load_balancing.zone_aware`
         zone: Option<Sp<String>> = none as "$BELLWETHER_ZONE";
+        /// what is given up when memory, descriptors or time run short
+        overload: Sp<Option<Overload>> = "{}" as "on";
         /// last good discovery, breaker and leader state for a warm start
         state_file: Option<Sp<OutputPath>> = none;
+    }
+}
+
+object! {
+    /// What is given up when memory, descriptors or time run short.
+    Overload = "runtime.overload" {
+        /// observe = levels are shown, and nothing is given up
+        mode: Sp<Mode> = "enforce";
+        /// what the process may use
+        max_memory: Option<Sp<Size>> = none as "limit of the control group, else physical memory";
     }
 }
 

@@ -15,20 +15,13 @@ pub const CODE: &str = "E0610";
 
 /// Keys whose defaults are not in force either, so `config show` leaves them out unless they are written.
 pub const UNPERFORMED: &[&str] = &[
-    "adaptive_concurrency",
     "consistency",
     "dashboard",
-    "fallback",
-    "fault",
     "fleet",
     "leader",
-    "max_queue",
     "operation",
     "original_destination",
     "prefer",
-    "priority",
-    "queue_timeout",
-    "rate_limit",
     "tracing",
 ];
 
@@ -79,9 +72,9 @@ fn of_listener(listener: &Listener, refuse: &mut Refuse<'_>) {
 }
 
 fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
-    refuse.switch("rate_limit", &policy.rate_limit);
-    refuse.switch("fallback", &policy.fallback);
-    refuse.switch("fault", &policy.fault);
+    for limit in policy.rate_limit.value.iter().flat_map(|limits| limits.iter()) {
+        refuse.unless("rate_limit.scope", &limit.scope, "local");
+    }
     let consistency = &policy.consistency;
     let says_more = match consistency.value.show() {
         Shown::Map(rows) => rows
@@ -91,7 +84,6 @@ fn of_policy(policy: &Policy, refuse: &mut Refuse<'_>) {
     };
     let differs = consistency.policy.value != ConsistencyPolicy::Eventual || says_more;
     refuse.when(differs, "consistency", consistency.key);
-    refuse.unless("priority", &policy.priority, "normal");
     refuse.unless("operation", &policy.operation, "auto");
 }
 
@@ -99,10 +91,7 @@ fn of_cluster(cluster: &Cluster, refuse: &mut Refuse<'_>) {
     if let Some(discovery) = &cluster.discovery {
         refuse.some("discovery.kubernetes", discovery.kubernetes.as_ref());
     }
-    refuse.switch("adaptive_concurrency", &cluster.adaptive_concurrency);
     refuse.switch("leader", &cluster.leader);
-    refuse.unless("limits.max_queue", &cluster.limits.max_queue, "1024");
-    refuse.unless("limits.queue_timeout", &cluster.limits.queue_timeout, "1s");
     refuse.unless("load_balancing.prefer", &cluster.load_balancing.prefer, "none");
 }
 

@@ -24,6 +24,9 @@ pub const REJECTED: HeaderName = HeaderName::from_static("x-bellwether-rejected"
 /// The field that says what became of a write.
 pub const OUTCOME: HeaderName = HeaderName::from_static("x-bellwether-outcome");
 
+/// What gRPC has for `Retry-After` (gRFC A6).
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
 /// One line for people.
 pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
@@ -118,11 +121,21 @@ impl<'a> Reply<'a> {
     pub fn response(&self, format: Format, detail: Detail) -> Response<Bytes> {
         let status = self.status();
         let mut response = match format {
-            Format::Grpc => grpc::trailers_only(grpc::Code::new(self.reason.grpc()), &self.line(detail)),
+            Format::Grpc => grpc::trailers_only(self.grpc_code(), &self.line(detail)),
             Format::Json => body(status, "application/problem+json", self.json(detail)),
             Format::Text => body(status, PLAIN_TEXT, self.line(detail) + "\n"),
         };
         let headers = response.headers_mut();
+        self.explain(headers);
+        if let (Format::Grpc, Some(after)) = (format, self.retry_after()) {
+            let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(GRPC_PUSHBACK, HeaderValue::from(millis));
+        }
+        response
+    }
+
+    /// The fields that every answer of ours has because a request failed, whatever its content.
+    pub fn explain(&self, headers: &mut HeaderMap) {
         headers.insert(REJECTED, HeaderValue::from_static(self.reason.name()));
         self.request_id.write(headers);
         // An error of this moment is not to be kept for later.
@@ -133,7 +146,6 @@ impl<'a> Reply<'a> {
         if let Some(outcome) = self.outcome {
             headers.insert(OUTCOME, HeaderValue::from_static(outcome.name()));
         }
-        response
     }
 
     /// The HTTP status.
@@ -141,6 +153,14 @@ impl<'a> Reply<'a> {
         let by_reason =
             || StatusCode::from_u16(self.reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         self.status.unwrap_or_else(by_reason)
+    }
+
+    fn grpc_code(&self) -> grpc::Code {
+        match (self.reason, self.status) {
+            // A fault is as it was asked for.
+            (Reason::FaultInjected, Some(status)) => grpc::Code::from_http(status),
+            (reason, _) => grpc::Code::new(reason.grpc()),
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {

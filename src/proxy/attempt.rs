@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bellwether_core::adaptive::Sample;
 use bellwether_core::breaker::Permit;
 use bellwether_core::ejection::Probe;
 use bellwether_core::heartbeat::State;
@@ -23,7 +24,7 @@ use crate::cluster::connect::ConnectError;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, ExchangeError, Outgoing};
 use crate::cluster::outliers::{Attempted, Witness};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Endpoint, Picked};
+use crate::cluster::{Cluster, Endpoint, Picked, Seat};
 use crate::message::forwarded::Trust;
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
@@ -151,6 +152,10 @@ pub(super) struct AttemptGuard {
     probe: Option<Probe>,
     /// What its breaker is owed a verdict for.
     passed: Option<Passed>,
+    /// The place at the endpoint, where that has a limit.
+    seat: Option<Seat>,
+    /// How long it takes says how much the cluster can bear.
+    measured: bool,
     /// The configuration that serves.
     generation: u64,
     worker: Rc<super::Worker>,
@@ -173,7 +178,7 @@ impl AttemptGuard {
         worker: &Rc<super::Worker>,
         now: Moment,
     ) -> Self {
-        let Picked { index, probe } = picked;
+        let Picked { index, probe, seat } = picked;
         let endpoint = &cluster.endpoints[index];
         endpoint.state.load.begin(now);
         cluster.metrics.attempt_started(worker.id);
@@ -183,6 +188,8 @@ impl AttemptGuard {
             index,
             probe,
             passed,
+            seat,
+            measured: false,
             generation,
             worker: Rc::clone(worker),
             started: now,
@@ -222,6 +229,20 @@ impl AttemptGuard {
             self.cluster
                 .metrics
                 .attempt_failed(self.id(), UpstreamFailure::Status);
+        }
+        match self.outcome {
+            Some(Outcome::Success | Outcome::Slow) => {
+                self.adapt(Sample::Answered(now.since(self.started)), now);
+            }
+            Some(Outcome::Failure(_) | Outcome::Pushback(_)) => self.adapt(Sample::Failed, now),
+            Some(Outcome::Ignored) | None => {}
+        }
+    }
+
+    /// Lets the adaptive limit of the cluster know, once.
+    fn adapt(&mut self, sample: Sample, now: Moment) {
+        if std::mem::take(&mut self.measured) {
+            self.cluster.adapt(sample, now);
         }
     }
 
@@ -279,6 +300,26 @@ impl AttemptGuard {
         }
     }
 
+    /// Whether it was answered by a proxy of ours further on, which refused it.
+    pub(super) fn was_refused(&self) -> bool {
+        self.outcome == Some(Outcome::Ignored)
+    }
+
+    /// Whether it was answered with what the route calls a failure, by the endpoint itself.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Some(Outcome::Failure(_) | Outcome::Pushback(Some(_)))
+        ) && self.code != 429
+    }
+
+    /// The exchange turns out to last.
+    pub(super) fn lasts(&mut self) {
+        if let Some(seat) = &mut self.seat {
+            seat.lasts();
+        }
+    }
+
     /// The answer was complete.
     pub(super) fn succeed(self) {
         drop(self);
@@ -302,6 +343,11 @@ impl AttemptGuard {
         match why {
             Some(why) => {
                 self.cluster.metrics.attempt_failed(self.id(), why);
+                let sample = match why {
+                    UpstreamFailure::PerTryTimeout | UpstreamFailure::ConnectTimeout => Sample::TimedOut,
+                    _ => Sample::Failed,
+                };
+                self.adapt(sample, self.worker.tools.wheel.recent());
                 self.outcome = Some(Outcome::Failure(Origin::Local));
             }
             None => self.ignore(),
@@ -377,6 +423,7 @@ pub(super) async fn attempt(cx: &RequestCx, call: &Call<'_>, aim: Aim) -> Result
     let started = worker.tools.wheel.recent();
     let generation = cx.view.snapshot.generation;
     let mut guard = AttemptGuard::begin(cluster, picked, passed, generation, &worker, started);
+    guard.measured = cluster.settings.adaptive.is_some() && super::admit::is_measured(cx, sendable);
     let client = cluster
         .settings
         .proxy_protocol

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bellwether_core::budget::{Denied, Spent};
 use bellwether_core::deadline::Deadline;
+use bellwether_core::shed::Priority;
 use bellwether_core::{Moment, Phase, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 
@@ -18,9 +19,9 @@ use super::body::{Body, Streaming};
 use super::cx::RequestCx;
 use super::enter::Entered;
 use super::hedge::{self, Hedged};
-use super::{Interim, View, copy, upgrade};
+use super::{Interim, View, admit, copy, fallback, upgrade};
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, NoPick, Picked, Tried, Wish};
+use crate::cluster::{Ask, Cluster, NoPick, Tried};
 use crate::message::forwarded::{Added, Trust};
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
@@ -34,11 +35,9 @@ use crate::wire::Reply;
 /// Endpoints that may be tried beyond `num_retries` as long as none of them has seen anything of the request.
 const UNSEEN_TRIES: u32 = 5;
 /// Says which try this is, from the second on; believed from trusted peers only, as all fields of ours.
-const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
+pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("x-bellwether-attempt");
 /// Says that trying again has been tried.
 const NO_RETRY: HeaderName = HeaderName::from_static("x-bellwether-no-retry");
-/// The share of requests that cannot be sent twice and find out all the same whether an ejected endpoint is back.
-const SACRIFICE: f64 = 0.05;
 /// How much later than asked a retry may come.
 const SPREAD: f64 = 0.2;
 /// Asks for the debug fields; believed from trusted peers only.
@@ -46,7 +45,7 @@ const DEBUG: HeaderName = HeaderName::from_static("x-bellwether-debug");
 
 /// The answer that the client gets, and what is still attached to it.
 pub(super) struct Forwarded {
-    head: Box<response::Parts>,
+    pub(super) head: Box<response::Parts>,
     rest: Box<Streaming>,
     idle: Option<Duration>,
     upgraded: bool,
@@ -81,7 +80,11 @@ pub(super) async fn attempts(
     cx.cluster = Some(id);
     let asked = deadline::take(headers, view.hop.trust());
     let deadline = within(cx, route, &asked)?;
-    if let Some(guarded) = route.breakers.toward(id) {
+    let guarded = match cx.fell_back {
+        false => route.breakers.toward(id),
+        true => route.breakers.toward_fallback(id),
+    };
+    if let Some(guarded) = guarded {
         cx.ask_breaker(guarded)?;
     }
     // What another proxy of ours tries again is not tried again here: layers of retries multiply.
@@ -94,10 +97,7 @@ pub(super) async fn attempts(
         .policy()
         .is_hashing()
         .then(|| combined_hash(&cluster.settings.hash_on, &entered.key_source(cx, route, headers)));
-    let wish = Wish {
-        hash,
-        guard: route.breakers.at_endpoints(id),
-    };
+    let guard = route.breakers.at_endpoints(id);
     let repeatable = match &route.retry {
         _ if is_retry || cx.is_probe() => false,
         Some(retry) => may_repeat(retry, &cx.method, entered, headers),
@@ -108,9 +108,10 @@ pub(super) async fn attempts(
     let rewritten = prepare(view, cx, route, cluster, entered, headers, &mut added)?;
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
     if let Some(timeout) = deadline.or(route.max_duration) {
-        cx.timer.set(cx.started.plus(timeout));
+        cx.timer.set(cx.began.plus(timeout));
     }
-    cx.cluster_seat = Some(cluster.seat().ok_or(Reason::Overflow)?);
+    let stay = admit::stay(entered);
+    let mut first = Some(admit::enter(cx, cluster, hash, guard, repeatable, stay, deadline).await?);
     let method = if entered.extended {
         Method::GET
     } else {
@@ -120,30 +121,28 @@ pub(super) async fn attempts(
     let mut last = Last::None;
     loop {
         let now = cx.worker.tools.wheel.recent();
-        let picked = match tries.again_on.take() {
-            Some(same) => Ok(Picked {
-                index: same,
-                probe: None,
-            }),
-            None => {
-                let mut dice = cx.worker.dice.borrow_mut();
-                // Who can be asked elsewhere finds out for the others; now and then somebody has to who cannot.
-                let may_probe = (repeatable && tries.may_repeat()) || dice.chance(SACRIFICE);
-                cluster.pick(&tries.tried, wish, may_probe, now, &mut dice)
-            }
+        let ask = Ask {
+            tried: &tries.tried,
+            hash,
+            may_probe: repeatable && tries.may_repeat(),
+            priority: cx.priority.of_attempt(cx.attempts + 1),
+            stay,
+            guard,
+        };
+        let same = tries.again_on.take().and_then(|same| cluster.again(same, &ask));
+        let picked = match first.take().or(same) {
+            Some(picked) => Ok(picked),
+            None => cluster.pick(&ask, now, &mut cx.worker.dice.borrow_mut()),
         };
         let picked = match (picked, tries.answered_by.take()) {
             // Elsewhere where there is an elsewhere; one that was reached may do better on another connection.
             (Err(NoPick::AllTried), Some(same)) => {
                 tries.freshness = Freshness::Fresh;
-                Ok(Picked {
-                    index: same,
-                    probe: None,
-                })
+                cluster.again(same, &ask).ok_or(NoPick::AtLimit)
             }
             (picked, _) => picked,
         };
-        let Picked { index, probe } = match picked {
+        let picked = match picked {
             Ok(picked) => picked,
             Err(no_pick) => {
                 if !matches!(last, Last::None) {
@@ -153,6 +152,10 @@ pub(super) async fn attempts(
                 }
                 // What the last try led to is the better answer.
                 return match last {
+                    Last::Answer(answered) if fallback::replaces(cx, route, entered, headers) => {
+                        give_up(cx, answered);
+                        Err(tries.failed(cx, route, Reason::RetryExhausted))
+                    }
                     Last::Answer(answered) => {
                         tries.settle(cx, route, false);
                         Ok(forward(
@@ -168,38 +171,31 @@ pub(super) async fn attempts(
                     Last::None => Err(match no_pick {
                         NoPick::NoneAvailable | NoPick::AllTried => Reason::NoEndpoint,
                         NoPick::AtLimit => Reason::Overflow,
-                        NoPick::BreakersOpen(left) => {
-                            cx.retry_after = Some(left.max(Duration::from_secs(1)));
-                            Reason::BreakerOpen
-                        }
+                        NoPick::BreakersOpen(left) => admit::shut(cx, left),
                     }),
                 };
             }
         };
-        let passed = match wish.guard {
-            Some(guard) => match attempt::ask(cx, cluster, index, guard) {
+        let passed = match guard {
+            Some(guard) => match attempt::ask(cx, cluster, picked.index, guard) {
                 Ok(passed) => passed,
                 // Somebody else was faster; the next pick sees it.
                 Err(_) => {
-                    tries.tried.push(u32::try_from(index).unwrap_or(u32::MAX));
+                    tries.tried.push(u32::try_from(picked.index).unwrap_or(u32::MAX));
                     continue;
                 }
             },
             None => None,
         };
         if let Last::Answer(answered) = std::mem::replace(&mut last, Last::None) {
-            let Streaming {
-                exchange, attempt, ..
-            } = *answered.rest;
-            attempt.succeed();
-            exchange.abandon(CloseReason::Aborted);
-            cx.exposed(Exposure::Maybe);
+            give_up(cx, answered);
             tries.acted = Some(Reason::RetryExhausted);
         }
         tries.begin();
         if cx.attempts > 0 {
             headers.insert(ATTEMPT, HeaderValue::from(cx.attempts + 1));
         }
+        let index = picked.index;
         let endpoint = &cluster.endpoints[index];
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| {
             let mut values = entered.values(cx, &route.name);
@@ -216,7 +212,7 @@ pub(super) async fn attempts(
         }
         let per_try = tries.per_try(cx, deadline);
         let ends = per_try.map_or(Deadline::NEVER, Deadline::at);
-        let total = deadline.map_or(Deadline::NEVER, |within| Deadline::after(cx.started, within));
+        let total = deadline.map_or(Deadline::NEVER, |within| Deadline::after(cx.began, within));
         // Measured anew only for who has said how long it waits: then a tick matters.
         let now = match asked.within {
             Some(_) => cx.worker.tools.wheel.now(),
@@ -239,13 +235,16 @@ pub(super) async fn attempts(
             extended: entered.extended,
         };
         let aim = Aim {
-            picked: Picked { index, probe },
+            picked,
             passed,
             freshness: std::mem::replace(&mut tries.freshness, Freshness::Any),
         };
         cx.attempts += 1;
         cx.endpoint = u32::try_from(index).ok();
-        let hedge = route.hedge.as_ref();
+        let hedge = route
+            .hedge
+            .as_ref()
+            .filter(|_| cx.worker.tools.level().allows_hedges());
         let call = Call {
             cluster,
             sendable: &sendable,
@@ -255,7 +254,15 @@ pub(super) async fn attempts(
         let (index, mut result) = match hedge.filter(|plan| !is_retry && may_hedge(plan, cx, entered, &aim)) {
             None => (index, attempt::attempt(cx, &call, aim).await),
             Some(plan) => {
-                let another = |asked: &[usize]| another(cx, cluster, &tries.tried, asked, wish);
+                let ask = Ask {
+                    tried: &Tried::new(),
+                    hash,
+                    may_probe: false,
+                    priority: cx.priority.of_attempt(cx.attempts + 1),
+                    stay,
+                    guard,
+                };
+                let another = |asked: &[usize]| another(cx, cluster, &tries.tried, asked, ask);
                 let is_final = |answered: &Answered| tries.retryable_answer(answered).is_none();
                 let hedged = hedge::attempt(cx, route, plan, &call, aim, another, is_final).await;
                 tries.copied(cx, &hedged);
@@ -281,8 +288,12 @@ pub(super) async fn attempts(
                         continue;
                     }
                 }
+                if answered.rest.attempt.has_failed() && fallback::replaces(cx, route, entered, headers) {
+                    give_up(cx, answered);
+                    return Err(tries.failed(cx, route, Reason::RetryExhausted));
+                }
                 tries.settle(cx, route, answered.head.status.as_u16() < 500);
-                if !cx.is_probe() {
+                if !cx.is_probe() && cx.worker.tools.level().allows_mirrors() {
                     mirror(view, cx, route, &sendable);
                     if method == Method::GET && sendable.upgrade.is_none() && cx.replay.is_empty() {
                         copy::rehearse(cx, route, cluster, &sendable);
@@ -327,6 +338,16 @@ pub(super) async fn attempts(
             }
         }
     }
+}
+
+/// An answer that nobody will get.
+fn give_up(cx: &mut RequestCx, answered: Answered) {
+    let Streaming {
+        exchange, attempt, ..
+    } = *answered.rest;
+    attempt.succeed();
+    exchange.abandon(CloseReason::Aborted);
+    cx.exposed(Exposure::Maybe);
 }
 
 /// What the last try led to, while it is not certain that there is another one.
@@ -492,6 +513,12 @@ impl<'a> Tries<'a> {
 
     /// Pays for a try out of the cluster's budget.
     fn pay(&mut self, cx: &RequestCx, cluster: &Cluster) -> Result<(), RetryVeto> {
+        if !cx.worker.tools.level().allows_retries() {
+            return Err(RetryVeto::Overload);
+        }
+        if !cluster.has_room_for_retry(cx.priority.of_attempt(2)) {
+            return Err(RetryVeto::InFlightCap);
+        }
         let (Some(budget), Some(settings)) = (&cluster.budget, &cluster.settings.retry_budget) else {
             return Ok(());
         };
@@ -545,7 +572,7 @@ impl<'a> Tries<'a> {
                 if !retry.on.per_try_timeout || !self.repeatable {
                     return None;
                 }
-                cx.started.plus(timeout?).since(now) / (left + 1)
+                cx.began.plus(timeout?).since(now) / (left + 1)
             }
         };
         Some(now.plus(share))
@@ -629,14 +656,13 @@ fn may_hedge(plan: &HedgePlan, cx: &RequestCx, entered: &Entered, aim: &Aim) -> 
 }
 
 /// An endpoint for a copy of a request that others have been asked already.
-fn another(cx: &RequestCx, cluster: &Cluster, tried: &Tried, asked: &[usize], wish: Wish) -> Option<Aim> {
+fn another(cx: &RequestCx, cluster: &Cluster, tried: &Tried, asked: &[usize], ask: Ask<'_>) -> Option<Aim> {
     let mut tried = tried.clone();
     tried.extend(asked.iter().filter_map(|index| u32::try_from(*index).ok()));
     let now = cx.worker.tools.wheel.recent();
-    let picked = cluster
-        .pick(&tried, wish, false, now, &mut cx.worker.dice.borrow_mut())
-        .ok()?;
-    let passed = match wish.guard {
+    let ask = Ask { tried: &tried, ..ask };
+    let picked = cluster.pick(&ask, now, &mut cx.worker.dice.borrow_mut()).ok()?;
+    let passed = match ask.guard {
         Some(guard) => attempt::ask(cx, cluster, picked.index, guard).ok()?,
         None => None,
     };
@@ -649,7 +675,7 @@ fn another(cx: &RequestCx, cluster: &Cluster, tried: &Tried, asked: &[usize], wi
 }
 
 /// Whether a request that an endpoint may have seen can be sent again.
-fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, headers: &HeaderMap) -> bool {
+pub(super) fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, headers: &HeaderMap) -> bool {
     if entered.upgrade.is_some() {
         return false;
     }
@@ -686,6 +712,10 @@ fn prepare(
     view.hop.write(headers, added, &entered.host);
     added.push(hygiene::via(cx.version));
     cx.request_id.replace(headers, added);
+    if route.priority != Priority::Normal && !headers.contains_key(admit::PRIORITY) {
+        let word = HeaderValue::from_static(route.priority.name());
+        added.push((admit::PRIORITY, word));
+    }
     if !route.request_headers.is_empty() {
         for (name, value) in added.drain(..) {
             headers.append(name, value);
@@ -710,6 +740,7 @@ fn within(cx: &mut RequestCx, route: &Route, asked: &deadline::Asked) -> Result<
     let now = cx.worker.tools.wheel.now();
     let guard = route.state.deadlines();
     guard.offer(now);
+    cx.asked = Some(within);
     if within <= now.since(cx.started) + EXPIRING {
         if guard.spend(&EXPIRED, 0, now).is_ok() {
             route
@@ -719,6 +750,8 @@ fn within(cx: &mut RequestCx, route: &Route, asked: &deadline::Asked) -> Result<
         }
         return Ok(route.timeout);
     }
+    // It began to wait when it asked, and not when a fallback began.
+    let within = within.saturating_sub(cx.began.since(cx.started));
     cx.limited = route.timeout.is_none_or(|timeout| within < timeout);
     Ok(Some(route.timeout.map_or(within, |timeout| timeout.min(within))))
 }
@@ -735,9 +768,12 @@ fn forward(
     debug: bool,
     tried_again: bool,
 ) -> Forwarded {
-    let Answered { mut head, rest, .. } = answered;
+    let Answered {
+        mut head, mut rest, ..
+    } = answered;
     cx.status = head.status.as_u16();
     cx.grpc_status = rest.attempt.grpc_status();
+    cx.refused_beyond = rest.attempt.was_refused();
     cx.answered();
     let upgraded = upgrade::is_accepted(cx, &head);
     let protocol = if upgraded {
@@ -745,6 +781,9 @@ fn forward(
     } else {
         None
     };
+    if cx.seat.is_some() || cx.cluster_seat.is_some() || cluster.is_limited() {
+        admit::may_last(cx, &head.headers, &mut rest.attempt);
+    }
     hygiene::clean_response(&mut head.headers);
     if head.status.is_server_error() {
         // For proxies of ours in front of us; nobody else is told.

@@ -145,7 +145,10 @@ impl Body {
     /// Content that is still coming from an endpoint.
     pub(super) fn upstream(mut streaming: Box<Streaming>, mut cx: Box<RequestCx>) -> Self {
         let route = cx.view.snapshot.routes.get(cx.route_index());
-        streaming.idle = route.and_then(|route| route.idle_timeout);
+        let level = cx.worker.tools.level();
+        streaming.idle = route
+            .and_then(|route| route.idle_timeout)
+            .map(|idle| level.idle_timeout(idle));
         streaming.ends = route
             .and_then(|route| route.max_duration)
             .map(|most| cx.started.plus(most));
@@ -224,10 +227,18 @@ impl http_body::Body for Body {
         let Some(request) = &mut this.cx else {
             return Poll::Ready(None);
         };
+        if request.is_to_be_cut() {
+            let error = this.fail(Reason::Memory, "this process is short of memory");
+            return Poll::Ready(Some(Err(error)));
+        }
         match streaming.poll_next(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if std::mem::take(&mut streaming.waiting) {
                     rearm(streaming.ends, request);
+                }
+                if request.may_last && request.age() > LASTING {
+                    request.lasts();
+                    streaming.attempt.lasts();
                 }
                 let frame = match frame.into_data() {
                     Ok(data) => {
@@ -309,6 +320,9 @@ impl http_body::Body for Body {
         }
     }
 }
+
+/// A gRPC call that goes on for so long is a stream.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// Something moved: the idle deadline is set again by the next wait; the end of the exchange stays.
 fn rearm(ends: Option<Moment>, request: &RequestCx) {

@@ -13,6 +13,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bellwether_core::Outcome;
+use bellwether_core::limit::Stay;
+use bellwether_core::shed::Priority;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -22,7 +24,7 @@ use super::cx::RequestCx;
 use crate::cluster::exchange::{Answer, Checkout, Exchange, Outgoing};
 use crate::cluster::outliers::Witness;
 use crate::cluster::pool::Freshness;
-use crate::cluster::{Cluster, Picked, Tried, Wish};
+use crate::cluster::{Ask, Cluster, Picked, Tried};
 use crate::message::grpc;
 use crate::message::replay::Upload;
 use crate::snapshot::{FailureWhen, Route};
@@ -118,18 +120,22 @@ pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<
     let worker = Rc::clone(&cx.worker);
     let copied = Copied::of(sendable, content);
     tokio::task::spawn_local(async move {
-        let Some(_seat) = cluster.seat() else { return };
         let now = worker.tools.wheel.now();
-        let picked = cluster.pick(
-            &Tried::new(),
-            Wish::default(),
-            false,
-            now,
-            &mut worker.dice.borrow_mut(),
-        );
-        if let Ok(Picked { index, .. }) = picked {
-            copied.send(&worker, &cluster, index, None).await;
-        }
+        let ask = Ask {
+            tried: &Tried::new(),
+            hash: None,
+            may_probe: false,
+            // The first to go without.
+            priority: Priority::Low,
+            stay: Stay::Brief,
+            guard: None,
+        };
+        let entered = cluster.enter(&ask, now, &mut worker.dice.borrow_mut());
+        let Ok((_seat, picked)) = entered else { return };
+        let Picked {
+            index, seat: _place, ..
+        } = picked;
+        copied.send(&worker, &cluster, index, None).await;
     });
 }
 

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::breaker::Permit;
+use bellwether_core::shed::Priority;
 use bellwether_core::{Moment, Origin, Outcome, Phase, Reason, TerminatedBy};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 
 use super::attempt::{Answered, Exposure, Failed};
 use super::{View, Worker, fresh_id};
@@ -25,17 +26,26 @@ use crate::message::template::Values;
 use crate::message::trace::TraceContext;
 use crate::net::PeerInfo;
 use crate::net::wheel::Timer;
+use crate::snapshot::rate::Standing;
 use crate::snapshot::{ClusterId, FailureWhen, Guarded, Route, RouteSeat};
 use crate::telemetry::{AccessRecord, BreakerCall, OutcomeLabel, RequestEnd, RouteMetrics};
 use crate::wire::{Early, Inbound};
 
 /// One request.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that have nothing to do with each other, each noted by another step"
+)]
 pub(crate) struct RequestCx {
     pub(super) worker: Rc<Worker>,
     pub(super) view: Rc<View>,
     pub(super) peer: Rc<PeerInfo>,
     pub(super) started: Moment,
+    /// From when on the time of the route counts: later than `started` after a delay on purpose, and for a fallback.
+    pub(super) began: Moment,
+    /// The route's fallback is at work.
+    pub(super) fell_back: bool,
     pub(super) client_ip: IpAddr,
     pub(super) request_id: RequestId,
     pub(super) trace: Option<TraceContext>,
@@ -47,15 +57,25 @@ pub(crate) struct RequestCx {
     pub(super) host: Option<Box<str>>,
     /// Index into the snapshot's routes.
     route: Option<u32>,
+    /// How the client stands with the rate limits of the route.
+    pub(super) standing: Option<Standing>,
     pub(super) seat: Option<RouteSeat>,
     pub(super) cluster_seat: Option<Seat>,
+    /// How much the request matters.
+    pub(super) priority: Priority,
+    /// The answer may turn out to be a stream without end, which is then counted as one.
+    pub(super) may_last: bool,
     pub(super) cluster: Option<ClusterId>,
     /// The right to pass the breaker in the way; owed a verdict.
     permit: Option<Permit>,
-    /// The client gives less time than the route.
+    /// How long the client is willing to wait, if it says so.
+    pub(super) asked: Option<Duration>,
+    /// That is less than the route gives.
     pub(super) limited: bool,
     /// So little that nobody is to blame.
     pub(super) hurried: bool,
+    /// The status of a refusal, where it is not that of its reason.
+    pub(super) refused_with: Option<StatusCode>,
     /// When it is worth asking again.
     pub(super) retry_after: Option<Duration>,
     pub(super) endpoint: Option<u32>,
@@ -66,6 +86,8 @@ pub(crate) struct RequestCx {
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reason: Option<Reason>,
+    /// The answer is the refusal of a proxy of ours further on.
+    pub(super) refused_beyond: bool,
     /// How a refusal is to be written, where the fields that say so are no longer the client's.
     pub(super) format: Option<Format>,
     /// The most that an endpoint can have seen of the request.
@@ -106,6 +128,8 @@ impl RequestCx {
         let logged = view.snapshot.access_log.is_some() && view.listener.access_log;
         Self {
             started,
+            began: started,
+            fell_back: false,
             client_ip,
             request_id,
             trace: None,
@@ -119,12 +143,18 @@ impl RequestCx {
             },
             host: None,
             route: None,
+            standing: None,
             seat: None,
             cluster_seat: None,
+            priority: Priority::Normal,
+            may_last: false,
             cluster: None,
             permit: None,
+            asked: None,
             limited: false,
             hurried: false,
+            refused_with: None,
+            refused_beyond: false,
             retry_after: None,
             endpoint: None,
             replay: Replay::none(),
@@ -212,6 +242,8 @@ impl RequestCx {
             return;
         };
         let waited = self.ttfb.unwrap_or_else(|| now.since(self.started));
+        // What we have delayed ourselves is nobody's slowness.
+        let waited = waited.saturating_sub(self.began.since(self.started));
         let slow = guarded.slow.is_some_and(|slow| waited > slow);
         let outcome = match self.verdict(&route.failure_when) {
             Outcome::Success if slow => Outcome::Slow,
@@ -238,6 +270,7 @@ impl RequestCx {
                 TerminatedBy::Upstream | TerminatedBy::Timeout => Outcome::Failure(Origin::Local),
                 _ => Outcome::Ignored,
             },
+            None if self.refused_beyond => Outcome::Ignored,
             None => {
                 let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
                 match (when.of_status(status, None), self.grpc_status) {
@@ -246,6 +279,34 @@ impl RequestCx {
                 }
             }
         }
+    }
+
+    /// The fallback begins: what went before is judged now.
+    pub(super) fn start_over(&mut self, reason: Reason, began: Moment) {
+        self.reason = Some(reason);
+        self.tell_breaker(self.worker.tools.wheel.recent());
+        self.reason = None;
+        self.retry_after = None;
+        self.cluster_seat = None;
+        self.endpoint = None;
+        self.fell_back = true;
+        self.began = began;
+        self.timer.clear();
+    }
+
+    /// Whether an endpoint may have executed the request.
+    pub(super) fn may_have_acted(&self) -> bool {
+        self.exposure == Exposure::Maybe
+    }
+
+    /// What a refusal says besides its reason.
+    pub(super) fn explain(&self, reason: Reason, headers: &mut HeaderMap) {
+        reply::Reply {
+            outcome: self.write_outcome(),
+            retry_after: self.retry_after,
+            ..reply::Reply::new(reason, &self.request_id)
+        }
+        .explain(headers);
     }
 
     /// The request ends here, for this reason.
@@ -301,6 +362,7 @@ impl RequestCx {
         let route = self.route(view);
         let cluster = self.cluster.and_then(|id| view.snapshot.cluster(id));
         reply::Reply {
+            status: self.refused_with,
             route: route.map(|route| &*route.name),
             cluster: cluster.map(|cluster| &*cluster.name),
             detail: self.detail.as_deref(),
@@ -310,6 +372,44 @@ impl RequestCx {
             ..reply::Reply::new(reason, &self.request_id)
         }
         .response(format, view.listener.detail)
+    }
+
+    /// How long ago it came.
+    pub(super) fn age(&self) -> Duration {
+        self.worker.tools.wheel.recent().since(self.started)
+    }
+
+    /// Whether this exchange ends so that the process can go on: it is one of the large ones, and the process is in
+    /// critical danger. One at a time, so that no more are cut than must be.
+    pub(super) fn is_to_be_cut(&self) -> bool {
+        let worker = &self.worker;
+        if !worker.tools.level().resets_streams() || self.bytes_out + self.replay.received() < LARGE {
+            return false;
+        }
+        let now = worker.tools.wheel.now();
+        let due = now.since(worker.cut.get()) >= CUT_AFTER;
+        if due {
+            worker.cut.set(now);
+        }
+        due
+    }
+
+    /// The exchange turns out to last: it no longer takes a place of those that end soon.
+    pub(super) fn lasts(&mut self) {
+        self.may_last = false;
+        if let Some(seat) = &mut self.seat {
+            seat.lasts();
+        }
+        if let Some(seat) = &mut self.cluster_seat {
+            seat.lasts();
+        }
+    }
+
+    /// Tells the client how it stands with the limits that were asked.
+    pub(super) fn tell_standing(&self, headers: &mut HeaderMap) {
+        if let (Some(standing), Some(route)) = (&self.standing, self.route(&self.view)) {
+            standing.tell(&route.rate_limits, headers);
+        }
     }
 
     fn metrics(&self) -> &RouteMetrics {
@@ -447,6 +547,12 @@ impl Drop for RequestCx {
         self.write_line(total);
     }
 }
+
+/// What has moved so much content is large.
+const LARGE: u64 = 1024 * 1024;
+
+/// The least time between two large exchanges that are cut on one worker: as often as the danger is looked at.
+const CUT_AFTER: Duration = Duration::from_millis(250);
 
 /// Counts and answers what was not a request at all.
 pub(super) fn record_refusal(

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use bellwether_core::shed::Level;
 use bellwether_core::{Phase, Reason};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
@@ -192,12 +193,19 @@ pub(super) fn enter(
     {
         return Err(Reason::BodyTooLarge);
     }
-    let keep = view
-        .snapshot
-        .routes
-        .get(*index as usize)
-        .and_then(|route| route.retry.as_ref())
-        .map_or(0, |retry| retry.max_body);
+    let keep =
+        view.snapshot
+            .routes
+            .get(*index as usize)
+            .map_or(0, |route| match (&route.retry, &route.fallback) {
+                (Some(retry), _) => retry.max_body,
+                (None, Some(_)) => KEPT_FOR_FALLBACK,
+                (None, None) => 0,
+            });
+    let keep = match cx.worker.tools.level() {
+        Level::Normal => keep,
+        level => usize::try_from(level.replay_size(keep as u64)).unwrap_or(keep),
+    };
     cx.replay = Replay::new(body, keep, view.listener.max_body);
     if !is_field && !host.is_empty() {
         headers.insert(header::HOST, host.clone());
@@ -210,6 +218,9 @@ pub(super) fn enter(
         extended: extended.is_some(),
     })
 }
+
+/// Content up to this size is kept for a fallback, on a route without retries; as much as these keep by default.
+const KEPT_FOR_FALLBACK: usize = 64 * 1024;
 
 pub(super) fn bad_request(cx: &mut RequestCx, error: &dyn std::error::Error) -> Reason {
     cx.detail = Some(error.to_string().into());

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! enter     is it sane, whose is it, which route          (enter.rs)
-//! admit     is there a place for it                       (here)
+//! admit     may it be worked on                           (admit.rs)
 //! attempts  one try after another, until one may be kept  (attempts.rs, attempt.rs)
+//!           or what the route does where there is none    (fallback.rs)
 //! settle    what is owed at the end: metrics, log line    (cx.rs, by drop)
 //! ```
 //!
@@ -13,12 +14,14 @@
 //!
 //! Invariant: a request sees exactly one snapshot.
 
+mod admit;
 mod attempt;
 mod attempts;
 mod body;
 mod copy;
 mod cx;
 mod enter;
+mod fallback;
 mod hedge;
 mod upgrade;
 
@@ -28,9 +31,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bellwether_core::shed::Level;
 use bellwether_core::{Dice, Moment, Phase, Reason};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 pub use body::Body;
 use cx::RequestCx;
@@ -43,7 +47,7 @@ use crate::message::request_id::RequestId;
 use crate::message::template::Values;
 use crate::net::PeerInfo;
 use crate::snapshot::cell::{Reader, World};
-use crate::snapshot::{Action, Listener, Snapshot};
+use crate::snapshot::{Action, Listener, Route, Snapshot};
 use crate::telemetry::{AccessWriter, Events, ProcessMetrics, Vitals, WorkerId};
 use crate::wire::{Early, Inbound, Refusal, Reply, RequestBody, Service, Toolbox};
 
@@ -68,6 +72,8 @@ pub struct Worker {
     pub events: Arc<Events>,
     /// How the process is doing.
     pub vitals: Arc<Vitals>,
+    /// When the last large exchange was cut for want of memory.
+    pub cut: Cell<Moment>,
     /// Wall clock minus monotonic clock, and when it was last compared.
     pub wall: Cell<(Duration, Moment)>,
 }
@@ -146,7 +152,34 @@ impl Frontend {
         let headers = request.headers_mut();
         cx.phase.set(Phase::Route);
         let route = cx.route(view).ok_or(Reason::NoRoute)?;
-        cx.seat = Some(route.seat().ok_or(Reason::Overflow)?);
+        // What goes out is edited on the way; another cluster gets what came in.
+        let kept = route.falls_back_to_cluster().then(|| headers.clone());
+        match Self::act(view, cx, route, &entered, headers, early).await {
+            Err(reason) if route.fallback.is_some() => {
+                if let Some(kept) = kept {
+                    *headers = kept;
+                }
+                Box::pin(fallback::fall_back(
+                    view, cx, route, &entered, headers, early, reason,
+                ))
+                .await
+            }
+            done => done,
+        }
+    }
+
+    async fn act(
+        view: &View,
+        cx: &mut RequestCx,
+        route: &Arc<Route>,
+        entered: &enter::Entered,
+        headers: &mut HeaderMap,
+        early: &Early,
+    ) -> Result<Answered, Reason> {
+        admit::admit(cx, route, entered, headers)?;
+        if let Some(fault) = &route.fault {
+            admit::inject(cx, fault, headers).await?;
+        }
         match &route.action {
             Action::Direct(direct) => {
                 let response = direct.response(headers, &entered.values(cx, &route.name));
@@ -159,7 +192,7 @@ impl Frontend {
                     None => Err(enter::bad_request(cx, &BadAuthority::Missing)),
                 }
             }
-            Action::Forward(target) => attempts::attempts(view, cx, route, target, &entered, headers, early)
+            Action::Forward(target) => attempts::attempts(view, cx, route, target, entered, headers, early)
                 .await
                 .map(Answered::Forwarded),
         }
@@ -211,8 +244,12 @@ impl Service for Frontend {
         } = inbound;
         async move {
             let outcome = Self::answer(&view, &mut cx, &mut request, &early).await;
-            match outcome {
-                Ok(Answered::Forwarded(forwarded)) => forwarded.into_reply(cx),
+            let worker = Rc::clone(&cx.worker);
+            let mut reply = match outcome {
+                Ok(Answered::Forwarded(mut forwarded)) => {
+                    cx.tell_standing(&mut forwarded.head.headers);
+                    forwarded.into_reply(cx)
+                }
                 Ok(Answered::Local(response)) => local(&view, cx, response),
                 Err(reason) => {
                     cx.end(reason);
@@ -220,7 +257,14 @@ impl Service for Frontend {
                     let response = cx.refusal(&view, reason, format);
                     local(&view, cx, response)
                 }
+            };
+            let level = worker.tools.level();
+            if level >= Level::High && !level.keeps_alive(&mut worker.dice.borrow_mut()) {
+                // HTTP/1.1 ends the connection behind it; HTTP/2 has no such field and leaves it out.
+                let close = HeaderValue::from_static("close");
+                reply.head.headers.insert(header::CONNECTION, close);
             }
+            reply
         }
     }
 
@@ -260,6 +304,7 @@ fn local(view: &View, mut cx: Box<RequestCx>, response: Response<Bytes>) -> Repl
             tls_peer: "",
         };
         route.response_headers.apply(&mut head.headers, &values);
+        cx.tell_standing(&mut head.headers);
     }
     if cx.method == Method::HEAD
         && content.is_empty()

@@ -95,25 +95,30 @@ impl HashKey {
 
     /// The hash of this part, or `None` when the request does not have it.
     pub fn hash(&self, source: &KeySource<'_>) -> Option<u64> {
+        self.read(source, xxh3_64)
+    }
+
+    /// Hands the bytes of this part to `read`, or says `None` when the request does not have it.
+    fn read(&self, source: &KeySource<'_>, read: impl FnOnce(&[u8]) -> u64) -> Option<u64> {
         match self {
             Self::ClientIp => Some(match source.client_ip.to_canonical() {
-                IpAddr::V4(ip) => xxh3_64(&ip.octets()),
-                IpAddr::V6(ip) => xxh3_64(&ip.octets()),
+                IpAddr::V4(ip) => read(&ip.octets()),
+                IpAddr::V6(ip) => read(&ip.octets()),
             }),
             Self::Host => (!source.host.is_empty()).then(|| {
                 let mut lower = SmallVec::<[u8; 128]>::from_slice(source.host.as_bytes());
                 lower.make_ascii_lowercase();
-                xxh3_64(&lower)
+                read(&lower)
             }),
-            Self::Path => Some(xxh3_64(source.path.as_bytes())),
-            Self::Route => Some(xxh3_64(source.route.as_bytes())),
-            Self::TlsPeer => source.tls_peer.map(|peer| xxh3_64(peer.as_bytes())),
-            Self::Header(name) => source.headers.get(name).map(|value| xxh3_64(value.as_bytes())),
-            Self::Cookie(name) => cookie(source.headers, name).map(xxh3_64),
+            Self::Path => Some(read(source.path.as_bytes())),
+            Self::Route => Some(read(source.route.as_bytes())),
+            Self::TlsPeer => source.tls_peer.map(|peer| read(peer.as_bytes())),
+            Self::Header(name) => source.headers.get(name).map(|value| read(value.as_bytes())),
+            Self::Cookie(name) => cookie(source.headers, name).map(read),
             Self::Query(name) => {
-                let mut hash = None;
+                let (mut read, mut hash) = (Some(read), None);
                 query_values(source.query.unwrap_or_default(), name, |value| {
-                    hash = Some(xxh3_64(value));
+                    hash = read.take().map(|read| read(value));
                     true
                 });
                 hash
@@ -147,6 +152,20 @@ pub fn combined_hash(keys: &[HashKey], source: &KeySource<'_>) -> u64 {
     keys.iter().fold(0, |seed, key| match key.hash(source) {
         Some(hash) => xxh3_64_with_seed(&hash.to_le_bytes(), seed),
         None => xxh3_64_with_seed(b"", seed),
+    })
+}
+
+/// Which bucket of a rate limit a request draws from: all keys together, with a seed that clients do not know. Otherwise
+/// one could make up a value that shares the bucket of somebody else, and empty it. An IPv6 client is its /64: that is
+/// what one customer has.
+pub fn bucket_hash(keys: &[HashKey], source: &KeySource<'_>, seed: u64) -> u64 {
+    keys.iter().fold(seed, |seed, key| {
+        let hash = match (key, source.client_ip.to_canonical()) {
+            (HashKey::ClientIp, IpAddr::V6(ip)) => Some(xxh3_64_with_seed(&ip.octets()[..8], seed)),
+            _ => key.read(source, |bytes| xxh3_64_with_seed(bytes, seed)),
+        };
+        // What is not there is a value of its own.
+        hash.unwrap_or_else(|| xxh3_64_with_seed(&[], !seed))
     })
 }
 
@@ -243,6 +262,31 @@ mod tests {
         assert_eq!(HashKey::Query("q".into()).hash(&source), Some(xxh3_64(b"a+b")));
         assert_eq!(HashKey::Host.hash(&source), Some(xxh3_64(b"shop.example")));
         assert_eq!(xxh3_64(b"abc"), 0x78AF_5F94_892F_3950);
+    }
+
+    #[test]
+    fn a_bucket_is_one_value_of_all_keys_and_a_customer_of_ipv6_is_one_client() {
+        let (mut one, mut other) = (HeaderMap::new(), HeaderMap::new());
+        one.append("x-tenant", "acme".parse().unwrap());
+        other.append("x-tenant", "zeta".parse().unwrap());
+        let tenant = [HashKey::Header(HeaderName::from_static("x-tenant"))];
+        let of = |headers: &HeaderMap, seed| bucket_hash(&tenant, &with(headers, None), seed);
+        assert_eq!(of(&one, 7), of(&one.clone(), 7));
+        assert_ne!(of(&one, 7), of(&other, 7));
+        assert_ne!(of(&one, 7), of(&one, 8), "nobody outside can compute it");
+        assert_ne!(of(&one, 7), of(&HeaderMap::new(), 7));
+
+        let from = |ip: &str| {
+            let source = KeySource {
+                client_ip: ip.parse().unwrap(),
+                ..with(&one, None)
+            };
+            bucket_hash(&[HashKey::ClientIp], &source, 7)
+        };
+        assert_eq!(from("2001:db8:0:1::1"), from("2001:db8:0:1:ffff::2"));
+        assert_ne!(from("2001:db8:0:1::1"), from("2001:db8:0:2::1"));
+        assert_ne!(from("192.0.2.1"), from("192.0.2.2"));
+        assert_eq!(from("::ffff:192.0.2.1"), from("192.0.2.1"));
     }
 
     #[test]

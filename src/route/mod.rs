@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 pub use self::host::{HostPattern, HostPatternError};
-pub use self::key::{HashKey, HashKeyError, KeySource, combined_hash, first_hash};
+pub use self::key::{HashKey, HashKeyError, KeySource, bucket_hash, combined_hash, first_hash};
 pub use self::path::{PathMatch, PathMatchError};
 pub use self::pattern::{Pattern, PatternError};
 pub use self::settings::{GrpcMatch, MatchSettings, Mismatch, ValueMatch};

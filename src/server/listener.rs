@@ -19,7 +19,7 @@ use crate::net::{Io, PeerInfo};
 use crate::proxy::Worker;
 use crate::snapshot::Listener;
 use crate::telemetry::ConnectionRejection;
-use crate::wire::Drain;
+use crate::wire::{Drain, DrainMember};
 
 /// Connections of every worker, for balancing. Made once, shared by all workers.
 #[derive(Debug)]
@@ -109,7 +109,10 @@ impl Accepting {
                 .await
             };
             match accepted {
-                Some(Ok((io, peer))) => self.place(io, peer),
+                Some(Ok((io, peer))) => {
+                    self.until_affordable(&member).await;
+                    self.place(io, peer);
+                }
                 Some(Err(error)) => {
                     // Out of descriptors: those who are connected are served on, the rest waits in the queue.
                     tracing::warn!(%error, listener = %self.listener.borrow().name, "cannot accept connections");
@@ -119,6 +122,23 @@ impl Accepting {
                         .await;
                 }
                 None => return,
+            }
+        }
+    }
+
+    /// Waits while the process cannot afford the connection that was just accepted; those behind it wait in the kernel's
+    /// queue.
+    async fn until_affordable(&self, stop: &DrainMember) {
+        let tools = &self.worker.tools;
+        while !tools.level().allows_accepting() {
+            let mut pause = std::pin::pin!(tools.wheel.sleep_until(tools.wheel.now().plus(LOOK_AGAIN)));
+            let stopped = poll_fn(|cx| match pause.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(false),
+                Poll::Pending if stop.poll_draining(cx) => Poll::Ready(true),
+                Poll::Pending => Poll::Pending,
+            });
+            if stopped.await {
+                return;
             }
         }
     }
@@ -155,6 +175,9 @@ impl Accepting {
         });
     }
 }
+
+/// How often a worker looks whether it may accept again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 struct Counted<'a>(&'a Accepting);
 

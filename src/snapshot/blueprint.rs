@@ -208,6 +208,7 @@ pub fn with_members(
         listeners: current.listeners.clone(),
         routes: Arc::clone(&current.routes),
         clusters,
+        overload: current.overload,
         unrouted: Arc::clone(&current.unrouted),
         access_log: current.access_log.clone(),
         access_fields: Arc::clone(&current.access_fields),

@@ -38,6 +38,14 @@ impl Breakers {
         Some(*place)
     }
 
+    /// The one of the cluster that a fallback leads to; that of the route has spoken already.
+    pub fn toward_fallback(&self, cluster: ClusterId) -> Option<&Guarded> {
+        match self {
+            Self::Off | Self::Route(_) | Self::Endpoint(_) | Self::RouteEndpoint(_) => None,
+            Self::Cluster(_) => self.toward(cluster),
+        }
+    }
+
     /// Where those of endpoints are found, by cluster.
     pub fn places(&self) -> &[(ClusterId, usize)] {
         match self {

@@ -10,6 +10,7 @@ pub mod compile;
 pub mod diff;
 pub mod failure;
 pub mod guard;
+pub mod rate;
 pub mod registry;
 pub mod route;
 
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use route::{
-    Action, EXPIRED, HedgePlan, Mirror, PerTry, Retry, RetryMethods, RetryOn, Route, RouteSeat, RouteState,
-    Target,
+    Action, EXPIRED, Fallback, FallbackTo, Fault, HedgePlan, Mirror, PerTry, Retry, RetryMethods, RetryOn,
+    Route, RouteSeat, RouteState, Target,
 };
 
 pub use blueprint::with_members;
@@ -27,7 +28,10 @@ pub use compile::{Compiled, Plan, check_restart_only, compile, dry_run};
 pub use diff::{Difference, Outline};
 pub use failure::FailureWhen;
 pub use guard::{Breakers, Guarded};
+pub use rate::RateLimit;
 pub use registry::Registry;
+
+use bellwether_core::Mode;
 
 use crate::cluster::Cluster;
 use crate::message::forwarded::TrustedProxies;
@@ -52,12 +56,23 @@ pub struct Snapshot {
     pub routes: Arc<[Arc<Route>]>,
     /// Indexed by [`ClusterId`].
     pub clusters: Box<[Arc<Cluster>]>,
+    /// What is given up when the process is short of something; none when off.
+    pub overload: Option<OverloadSettings>,
     /// What requests without a route count as.
     pub unrouted: Arc<RouteMetrics>,
     /// How requests are logged; none when the log is off.
     pub access_log: Option<AccessSettings>,
     /// Further fields of the access log. No template shows a request's own fields, so there is nothing to redact.
     pub access_fields: Arc<[(Arc<str>, Template)]>,
+}
+
+/// How the process looks after itself.
+#[derive(Debug, Clone, Copy)]
+pub struct OverloadSettings {
+    /// Whether anything is given up.
+    pub mode: Mode,
+    /// Bytes that it may use; none for what the system says.
+    pub max_memory: Option<u64>,
 }
 
 /// Index of a cluster in its snapshot.

@@ -1,26 +1,28 @@
 //! What a route does with a request that it matched.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::breaker::{self, Breaker};
+use bellwether_core::buckets::Buckets;
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::hedge::{self, Hedge};
+use bellwether_core::limit::{Places, Stay};
+use bellwether_core::shed::Priority;
 use bellwether_core::shelf::Shelf;
 use http::{HeaderName, Method, StatusCode};
 use parking_lot::Mutex;
 
-use super::{Breakers, ClusterId, FailureWhen};
+use super::{Breakers, ClusterId, FailureWhen, RateLimit};
 use crate::cluster::EndpointState;
 use crate::message::direct_response::DirectResponse;
 use crate::message::edits::HeaderEdits;
 use crate::message::redirect::Redirect;
 use crate::message::rewrite::Rewrite;
 use crate::route::{HashKey, PathMatch, WeightedSplit};
-use crate::telemetry::RouteMetrics;
+use crate::telemetry::{FallbackCause, RouteMetrics};
 
 /// A route, compiled.
 #[derive(Debug)]
@@ -55,6 +57,14 @@ pub struct Route {
     pub failure_when: FailureWhen,
     /// What stops it when it fails.
     pub breakers: Breakers,
+    /// What is done when it cannot answer as it should.
+    pub fallback: Option<Fallback>,
+    /// Faults on purpose.
+    pub fault: Option<Fault>,
+    /// How much its requests matter when there is too much.
+    pub priority: Priority,
+    /// How many may come, in this order.
+    pub rate_limits: Box<[RateLimit]>,
     /// Requests in flight.
     pub max_in_flight: Option<u32>,
     /// What outlives the snapshot.
@@ -110,6 +120,35 @@ pub struct HedgePlan {
     pub share: hedge::Share,
     /// For which methods.
     pub methods: RetryMethods,
+}
+
+/// What is done when a route cannot answer as it should.
+#[derive(Debug)]
+pub struct Fallback {
+    /// For these reasons.
+    pub when: Box<[FallbackCause]>,
+    /// What is done.
+    pub to: FallbackTo,
+}
+
+/// Where a fallback leads.
+#[derive(Debug)]
+pub enum FallbackTo {
+    /// To another cluster.
+    Cluster(ClusterId),
+    /// To an answer of the route's own.
+    Direct(DirectResponse),
+}
+
+/// Faults on purpose. Shares are of requests, 0.0 to 1.0.
+#[derive(Debug)]
+pub struct Fault {
+    /// How long to wait first, and how many have to.
+    pub delay: Option<(Duration, f64)>,
+    /// What to answer, and to how many.
+    pub abort: Option<(StatusCode, f64)>,
+    /// Only to requests that have this field.
+    pub only_with: Option<HeaderName>,
 }
 
 /// When and how often a request is tried again.
@@ -183,13 +222,15 @@ pub enum PerTry {
 /// What is known about a route beyond one snapshot.
 #[derive(Debug, Default)]
 pub struct RouteState {
-    in_flight: AtomicU32,
+    places: Places,
     breakers: Shelf<Breaker>,
     /// How many of those that say how long they wait may be refused for it.
     deadlines: OnceLock<Arc<Budget>>,
     hedge: OnceLock<Hedge>,
     /// Those of endpoints that the route has for itself, by the endpoints' ids.
     of_endpoints: Mutex<HashMap<u64, OfEndpoint>>,
+    /// By the name of the limit.
+    buckets: Mutex<BTreeMap<Arc<str>, Arc<Buckets>>>,
 }
 
 /// Breakers of an endpoint, for as long as somebody knows it.
@@ -232,6 +273,12 @@ impl RouteState {
         )
     }
 
+    /// The buckets of a rate limit of the route.
+    pub fn buckets(&self, name: &Arc<str>) -> Arc<Buckets> {
+        let mut known = self.buckets.lock();
+        Arc::clone(known.entry(Arc::clone(name)).or_default())
+    }
+
     /// The breaker of the route.
     pub fn breaker(&self, settings: &breaker::Settings, now: Moment) -> Arc<Breaker> {
         self.breakers.take(
@@ -243,28 +290,50 @@ impl RouteState {
 
 /// One request's place under a route's limit; dropping it gives the place back.
 #[derive(Debug)]
-pub struct RouteSeat(Option<Arc<RouteState>>);
+pub struct RouteSeat {
+    state: Arc<RouteState>,
+    stay: Stay,
+    limit: u32,
+}
 
 impl Route {
-    /// Takes a place under the route's limit.
-    pub fn seat(&self) -> Option<RouteSeat> {
+    /// Takes a place under the route's limit; an inner none where there is no limit.
+    pub fn seat(&self, stay: Stay, priority: Priority) -> Option<Option<RouteSeat>> {
         let Some(limit) = self.max_in_flight else {
-            return Some(RouteSeat(None));
+            return Some(None);
         };
-        // Ordering: the count itself is exact; nothing else is published through it.
-        let before = self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before >= limit {
-            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return None;
+        let limit = priority.share(limit);
+        self.state.places.of(stay).try_acquire(limit).then(|| {
+            Some(RouteSeat {
+                state: Arc::clone(&self.state),
+                stay,
+                limit,
+            })
+        })
+    }
+}
+
+impl Route {
+    /// Whether its requests may go to another cluster than the one they were for.
+    pub const fn falls_back_to_cluster(&self) -> bool {
+        match &self.fallback {
+            Some(fallback) => matches!(fallback.to, FallbackTo::Cluster(_)),
+            None => false,
         }
-        Some(RouteSeat(Some(Arc::clone(&self.state))))
+    }
+}
+
+impl RouteSeat {
+    /// The exchange turns out to last: from here on it is counted with those.
+    pub fn lasts(&mut self) {
+        if self.stay == Stay::Brief && self.state.places.move_to_lasting(self.limit) {
+            self.stay = Stay::Lasting;
+        }
     }
 }
 
 impl Drop for RouteSeat {
     fn drop(&mut self) {
-        if let Some(state) = &self.0 {
-            state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.state.places.of(self.stay).release();
     }
 }

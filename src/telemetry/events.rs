@@ -47,6 +47,8 @@ pub enum EventKind {
     SelfHealth,
     /// Too few endpoints of a cluster are left.
     Panic,
+    /// How much the process gives up because it is short of something.
+    Overload,
 }
 
 impl EventKind {
@@ -63,6 +65,7 @@ impl EventKind {
         Self::Replacement,
         Self::SelfHealth,
         Self::Panic,
+        Self::Overload,
     ];
 
     /// The word in the stream.
@@ -79,6 +82,7 @@ impl EventKind {
             Self::Replacement => "replacement",
             Self::SelfHealth => "self_health",
             Self::Panic => "panic",
+            Self::Overload => "overload",
         }
     }
 

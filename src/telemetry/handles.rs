@@ -11,16 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bellwether_core::Reason;
+use bellwether_core::adaptive::Readings;
 use bellwether_core::breaker::{CHANGES, Permit, State, Transition};
+use bellwether_core::shed::{Level, Priority};
 use bellwether_core::window::Counts;
+use bellwether_core::{Mode, Reason};
 
 use super::cells::{Block, Cell64, CodeCells, HistogramCells, Layout, Sharded, WorkerId, nanos};
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger,
-    RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    FallbackCause, HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult,
+    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, ShedReason, ShedScope, Side, TlsResult,
+    UpstreamFailure,
 };
 
 /// How a request ended, for [`RouteMetrics::request_ended`].
@@ -130,6 +133,7 @@ pub(crate) struct RouteBlock {
     pub(crate) vetoes: [Cell64; RetryVeto::COUNT],
     pub(crate) deadlines: [Cell64; DeadlineStage::COUNT],
     pub(crate) hedges: [Cell64; HedgeResult::COUNT],
+    pub(crate) fallbacks: [Cell64; FallbackCause::COUNT],
 }
 
 impl Block for RouteBlock {
@@ -146,6 +150,7 @@ impl Block for RouteBlock {
             vetoes: Default::default(),
             deadlines: Default::default(),
             hedges: Default::default(),
+            fallbacks: Default::default(),
         }
     }
 }
@@ -217,6 +222,12 @@ impl RouteMetrics {
     pub fn deadline_expired(&self, worker: WorkerId, stage: DeadlineStage) {
         let slot = self.cells.at(worker);
         slot.block.deadlines[stage.index()].add(slot.access, 1);
+    }
+
+    /// A request was answered by the route's fallback, or sent to it.
+    pub fn fell_back(&self, worker: WorkerId, cause: FallbackCause) {
+        let slot = self.cells.at(worker);
+        slot.block.fallbacks[cause.index()].add(slot.access, 1);
     }
 
     /// Requests running now, over all workers.
@@ -318,6 +329,57 @@ impl BreakerMetrics {
     }
 }
 
+/// A rate limit of a route, by what it counts.
+#[derive(Debug)]
+pub struct RateMetrics {
+    pub(crate) route: Arc<str>,
+    pub(crate) policy: Arc<str>,
+    pub(crate) cells: Sharded<RateBlock>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RateBlock {
+    pub(crate) refused: Cell64,
+    pub(crate) observed: Cell64,
+    pub(crate) evicted: Cell64,
+}
+
+impl Block for RateBlock {
+    fn empty(_: &Layout) -> Self {
+        Self {
+            refused: Cell64::default(),
+            observed: Cell64::default(),
+            evicted: Cell64::default(),
+        }
+    }
+}
+
+impl RateMetrics {
+    pub(crate) fn new(route: Arc<str>, policy: Arc<str>, layout: &Arc<Layout>) -> Self {
+        Self {
+            route,
+            policy,
+            cells: Sharded::new(layout),
+        }
+    }
+
+    /// A request was above the limit.
+    pub fn limited(&self, worker: WorkerId, mode: Mode) {
+        let slot = self.cells.at(worker);
+        let cell = match mode {
+            Mode::Enforce => &slot.block.refused,
+            Mode::Observe => &slot.block.observed,
+        };
+        cell.add(slot.access, 1);
+    }
+
+    /// Keys were forgotten that were not at rest.
+    pub fn evicted(&self, worker: WorkerId, keys: u32) {
+        let slot = self.cells.at(worker);
+        slot.block.evicted.add(slot.access, u64::from(keys));
+    }
+}
+
 /// A cluster by name: attempts, connections, health, discovery.
 #[derive(Debug)]
 pub struct ClusterMetrics {
@@ -336,6 +398,8 @@ pub struct ClusterMetrics {
     pub(crate) breakers: [AtomicU64; State::ALL.len()],
     /// Whether too few are left.
     pub(crate) panic: AtomicBool,
+    /// How its adaptive limit stood when last looked at; none where it has none.
+    pub(crate) concurrency: parking_lot::Mutex<Option<Readings>>,
 }
 
 #[derive(Debug)]
@@ -344,6 +408,9 @@ pub(crate) struct ClusterBlock {
     pub(crate) attempts: CodeCells,
     pub(crate) duration: HistogramCells,
     pub(crate) failures: [Cell64; UpstreamFailure::COUNT],
+    pub(crate) queued: Cell64,
+    pub(crate) queue_wait: HistogramCells,
+    pub(crate) would_reject: Cell64,
     pub(crate) bytes: [Cell64; Direction::COUNT],
     pub(crate) connections: [Cell64; ConnectionState::COUNT],
     pub(crate) connects: [Cell64; ConnectResult::COUNT],
@@ -363,6 +430,9 @@ impl Block for ClusterBlock {
             attempts: CodeCells::default(),
             duration: HistogramCells::new(&layout.latency),
             failures: Default::default(),
+            queued: Cell64::default(),
+            queue_wait: HistogramCells::new(&layout.latency),
+            would_reject: Cell64::default(),
             bytes: Default::default(),
             connections: Default::default(),
             connects: Default::default(),
@@ -395,6 +465,7 @@ impl ClusterMetrics {
             checked: AtomicBool::new(false),
             breakers: Default::default(),
             panic: AtomicBool::new(false),
+            concurrency: parking_lot::Mutex::new(None),
         }
     }
 
@@ -428,6 +499,32 @@ impl ClusterMetrics {
     pub fn attempt_failed(&self, worker: WorkerId, reason: UpstreamFailure) {
         let slot = self.cells.at(worker);
         slot.block.failures[reason.index()].add(slot.access, 1);
+    }
+
+    /// A request came above an adaptive limit that only observes.
+    pub fn would_reject(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.would_reject.add(slot.access, 1);
+    }
+
+    /// How the adaptive limit stands; none where there is none.
+    pub fn show_concurrency(&self, readings: Option<Readings>) {
+        *self.concurrency.lock() = readings;
+    }
+
+    /// A request begins to wait for a place. Ends with [`ClusterMetrics::queue_left`].
+    pub fn queue_joined(&self, worker: WorkerId) {
+        let slot = self.cells.at(worker);
+        slot.block.queued.add(slot.access, 1);
+    }
+
+    /// It waits no longer, for whatever reason.
+    pub fn queue_left(&self, worker: WorkerId, waited: Duration) {
+        let slot = self.cells.at(worker);
+        slot.block.queued.sub(slot.access, 1);
+        slot.block
+            .queue_wait
+            .record(&self.cells.layout().latency, slot.access, nanos(waited));
     }
 
     /// Bytes of heads and bodies, before TLS.
@@ -618,6 +715,8 @@ pub struct ProcessMetrics {
     /// Index into [`DrainState`].
     pub(crate) drain: AtomicU64,
     pub(crate) self_health: AtomicU64,
+    /// Index into [`Level`].
+    pub(crate) overload: AtomicU64,
     pub(crate) seldom: parking_lot::Mutex<Seldom>,
 }
 
@@ -650,6 +749,7 @@ pub(crate) struct ProcessBlock {
     pub(crate) lag: HistogramCells,
     pub(crate) access_log_dropped: Cell64,
     pub(crate) heartbeats: [Cell64; HeartbeatResult::COUNT],
+    pub(crate) shed: [[[Cell64; ShedReason::COUNT]; Priority::COUNT]; ShedScope::COUNT],
 }
 
 impl Block for ProcessBlock {
@@ -660,6 +760,7 @@ impl Block for ProcessBlock {
             lag: HistogramCells::new(&layout.overhead),
             access_log_dropped: Cell64::default(),
             heartbeats: Default::default(),
+            shed: Default::default(),
         }
     }
 }
@@ -670,6 +771,7 @@ impl ProcessMetrics {
             cells: Sharded::new(layout),
             drain: AtomicU64::new(0),
             self_health: AtomicU64::new(0),
+            overload: AtomicU64::new(0),
             seldom: parking_lot::Mutex::new(Seldom {
                 last_reload_successful: true,
                 ..Seldom::default()
@@ -689,6 +791,12 @@ impl ProcessMetrics {
         slot.block
             .lag
             .record(&self.cells.layout().overhead, slot.access, nanos(lag));
+    }
+
+    /// A request was refused because there was too much.
+    pub fn shed(&self, worker: WorkerId, scope: ShedScope, priority: Priority, reason: ShedReason) {
+        let slot = self.cells.at(worker);
+        slot.block.shed[scope.index()][priority.index()][reason.index()].add(slot.access, 1);
     }
 
     /// Lines of the access log were lost, because the writer did not keep up.
@@ -726,6 +834,11 @@ impl ProcessMetrics {
     pub fn heartbeat_received(&self, worker: WorkerId, result: HeartbeatResult) {
         let slot = self.cells.at(worker);
         slot.block.heartbeats[result.index()].add(slot.access, 1);
+    }
+
+    /// How much the process gives up.
+    pub fn set_overload(&self, level: Level) {
+        self.overload.store(level as u64, Ordering::Relaxed);
     }
 
     /// How unwell the process is, 0 to 7.

@@ -10,6 +10,7 @@ use bellwether_core::breaker::State;
 use bellwether_core::health;
 use bellwether_core::heartbeat::Received;
 use bellwether_core::outlier::{Finding, Withheld};
+use bellwether_core::shed::{Level, Priority};
 use bellwether_core::{Outcome, Reason};
 
 /// A closed list of words for one label.
@@ -95,6 +96,44 @@ labels! {
         Status = "status",
         /// A gRPC status the route calls a failure.
         Grpc = "grpc",
+    }
+
+    /// Which limit had no place, as label `scope` of `shed_total`.
+    ShedScope {
+        /// `max_in_flight` of a route.
+        Route = "route",
+        /// `limits` of a cluster, or what its adaptive limit says.
+        Cluster = "cluster",
+        /// The overload guard of the process.
+        Process = "process",
+    }
+
+    /// Why a route fell back.
+    FallbackCause {
+        /// The circuit breaker was open.
+        BreakerOpen = "breaker_open",
+        /// Nobody could be asked.
+        NoEndpoint = "no_endpoint",
+        /// Nobody was known to lead.
+        NoLeader = "no_leader",
+        /// A limit on what runs at once, its queue, or the proxy as a whole was full.
+        Overflow = "overflow",
+        /// There was no answer in time.
+        UpstreamTimeout = "upstream_timeout",
+        /// Every allowed attempt failed.
+        RetryExhausted = "retry_exhausted",
+    }
+
+    /// Why a request was shed.
+    ShedReason {
+        /// Nobody may wait.
+        Overflow = "overflow",
+        /// Too many wait.
+        QueueFull = "queue_full",
+        /// It waited too long.
+        QueueTimeout = "queue_timeout",
+        /// There is more work than can be done.
+        Overload = "overload",
     }
 
     /// What a circuit breaker did with a request.
@@ -347,6 +386,8 @@ labels! {
         Budget = "budget",
         /// Too many retries are running already.
         InFlightCap = "in_flight_cap",
+        /// This process is short of something.
+        Overload = "overload",
     }
 
     /// What came of a copy of a request that took long.
@@ -520,6 +561,72 @@ impl From<&Finding> for Detector {
 }
 
 impl Label for State {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn word(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl FallbackCause {
+    /// What this reason is to a fallback; none for what no fallback can cover.
+    pub const fn of(reason: Reason) -> Option<Self> {
+        Some(match reason {
+            Reason::BreakerOpen => Self::BreakerOpen,
+            Reason::NoEndpoint | Reason::NoUpstream => Self::NoEndpoint,
+            Reason::NoLeader | Reason::LeaderConflict | Reason::EpochRegression | Reason::Isolated => {
+                Self::NoLeader
+            }
+            Reason::Overflow
+            | Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::Overload
+            | Reason::Memory => Self::Overflow,
+            Reason::UpstreamTimeout | Reason::PerTryTimeout => Self::UpstreamTimeout,
+            Reason::RetryExhausted
+            | Reason::ConnectFailed
+            | Reason::ConnectTimeout
+            | Reason::TlsFailed
+            | Reason::UpstreamReset
+            | Reason::UpstreamClosed
+            | Reason::UpstreamProtocol => Self::RetryExhausted,
+            Reason::NoRoute
+            | Reason::RateLimited
+            | Reason::Denied
+            | Reason::FaultInjected
+            | Reason::UpgradeRefused
+            | Reason::Draining
+            | Reason::DeadlineExpired
+            | Reason::StreamIdle
+            | Reason::MaxDuration
+            | Reason::ClientClosed
+            | Reason::ClientTimeout
+            | Reason::ClientProtocol
+            | Reason::UriTooLong
+            | Reason::HeadersTooLarge
+            | Reason::BodyTooLarge
+            | Reason::Misdirected
+            | Reason::MethodUnsupported
+            | Reason::StalenessUnknown
+            | Reason::Behind
+            | Reason::Internal => return None,
+        })
+    }
+}
+
+impl Label for Level {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn word(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Label for Priority {
     const ALL: &'static [Self] = &Self::ALL;
     fn index(self) -> usize {
         self as usize

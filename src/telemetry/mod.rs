@@ -30,7 +30,7 @@ pub use diagnostics::{LogControl, LogFormat, LogLevel};
 pub use events::{Change, EVENTS_KEPT, Event, EventKind, Events};
 pub use handles::{
     AttemptEnd, BreakerMetrics, BreakerSeen, ClusterMetrics, ConfigInForce, EndpointMetrics, ListenerMetrics,
-    ProcessMetrics, RequestEnd, RouteMetrics, Shown,
+    ProcessMetrics, RateMetrics, RequestEnd, RouteMetrics, Shown,
 };
 pub use labels::*;
 pub use process::{Descriptors, ProcessUsage};

@@ -7,12 +7,13 @@
 use std::fmt::Write as _;
 
 use bellwether_core::Reason;
+use bellwether_core::shed::{Level, Priority};
 
 use super::labels::{
     CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState, DeadlineStage, Direction,
-    DiscoveryResult, DrainState, EndpointLabel, HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label,
-    OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, Side, TlsResult,
-    UpstreamFailure,
+    DiscoveryResult, DrainState, EndpointLabel, FallbackCause, HealthSource, HealthTo, HeartbeatResult,
+    HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger, RetryResult, RetryTrigger, RetryVeto,
+    ShedReason, ShedScope, Side, TlsResult, UpstreamFailure,
 };
 
 /// What a metric is to Prometheus.
@@ -124,6 +125,32 @@ register! {
         DEADLINE_EXPIRED = Counter "bellwether_deadline_expired_total" Count ["route", "stage"]
             "Requests whose time ran out, by what they were doing";
     }
+    "Fallbacks" {
+        FALLBACKS = Counter "bellwether_fallbacks_total" Count ["route", "reason"]
+            "Requests that a route answered by its fallback, by why";
+    }
+    "Rate limits" {
+        RATE_LIMITED = Counter "bellwether_rate_limited_total" Count ["route", "policy", "enforced"]
+            "Requests above a rate limit, by what it counts, and whether they were refused for it";
+        RATE_LIMIT_EVICTIONS = Counter "bellwether_rate_limit_evictions_total" Count ["route", "policy"]
+            "Keys of a rate limit forgotten for want of max_keys although they were not at rest";
+    }
+    "Shedding" {
+        SHED = Counter "bellwether_shed_total" Count ["scope", "priority", "reason"]
+            "Requests refused because there was too much, by whose limit it was and how much they mattered";
+        OVERLOAD_LEVEL = Gauge "bellwether_overload_level" Flag ["level"]
+            "How much the process gives up because it is short of something; 1 for the current level";
+        CONCURRENCY_LIMIT = Gauge "bellwether_concurrency_limit" Count ["scope", "name"]
+            "What an adaptive limit allows at once now";
+        CONCURRENCY_RTT_SHORT = Gauge "bellwether_concurrency_rtt_short_seconds" Seconds ["scope", "name"]
+            "How long answers take now, as an adaptive limit sees it (0: not known yet)";
+        CONCURRENCY_RTT_LONG = Gauge "bellwether_concurrency_rtt_long_seconds" Seconds ["scope", "name"]
+            "How long answers usually take, as an adaptive limit sees it (0: not known yet)";
+        CONCURRENCY_GRADIENT = Gauge "bellwether_concurrency_gradient_ratio" Ratio ["scope", "name"]
+            "What an adaptive limit was last multiplied with";
+        CONCURRENCY_WOULD_REJECT = Counter "bellwether_concurrency_would_reject_total" Count ["scope", "name"]
+            "Requests above an adaptive limit that only observes";
+    }
     "Attempts" {
         UPSTREAM_ATTEMPTS = Counter "bellwether_upstream_attempts_total" Count ["cluster", "outcome", "code"]
             "Attempts that ended, by the status received (none: no answer) and how they went";
@@ -133,6 +160,10 @@ register! {
             "Attempts that failed, by reason";
         UPSTREAM_IN_FLIGHT = Gauge "bellwether_upstream_in_flight" Count ["cluster"]
             "Attempts running now";
+        UPSTREAM_QUEUE_LENGTH = Gauge "bellwether_upstream_queue_length" Count ["cluster"]
+            "Requests that wait for a place under a limit of the cluster now";
+        UPSTREAM_QUEUE_WAIT = Histogram "bellwether_upstream_queue_wait_seconds" Seconds ["cluster"]
+            "How long requests waited for a place that had to wait, whether they got one or not";
         UPSTREAM_BYTES = Counter "bellwether_upstream_bytes_total" Bytes ["cluster", "direction"]
             "Bytes exchanged with upstreams, before TLS";
     }
@@ -317,6 +348,11 @@ fn words() -> Vec<(Option<&'static Metric>, &'static str, Vec<&'static str>)> {
     vec![
         (None, "outcome", all::<OutcomeLabel>()),
         (Some(REQUEST_REJECTIONS), "reason", all::<Reason>()),
+        (Some(FALLBACKS), "reason", all::<FallbackCause>()),
+        (Some(OVERLOAD_LEVEL), "level", all::<Level>()),
+        (Some(SHED), "scope", all::<ShedScope>()),
+        (Some(SHED), "priority", all::<Priority>()),
+        (Some(SHED), "reason", all::<ShedReason>()),
         (Some(RETRIES), "trigger", all::<RetryTrigger>()),
         (Some(RETRIES), "result", all::<RetryResult>()),
         (Some(RETRIES_VETOED), "reason", all::<RetryVeto>()),

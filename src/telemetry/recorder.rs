@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::cells::{Bounds, Layout};
 use super::handles::{
-    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics,
+    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RateMetrics,
+    RouteMetrics,
 };
 use super::process::ProcessUsage;
 use super::scrape::Scrape;
@@ -133,6 +134,8 @@ struct Known {
     clusters: Named<ClusterMetrics>,
     /// By scope, route and cluster.
     breakers: BTreeMap<BreakerKey, Entry<BreakerMetrics>>,
+    /// By route and policy.
+    rates: BTreeMap<(Arc<str>, Arc<str>), Entry<RateMetrics>>,
     /// By cluster, then by endpoint.
     endpoints: BTreeMap<Arc<str>, Named<EndpointMetrics>>,
     /// How often an endpoint found no place of its own.
@@ -174,6 +177,7 @@ impl Recorder {
                 routes: BTreeMap::new(),
                 clusters: BTreeMap::new(),
                 breakers: BTreeMap::new(),
+                rates: BTreeMap::new(),
                 endpoints: BTreeMap::new(),
                 folded: 0,
             }),
@@ -238,6 +242,19 @@ impl Recorder {
         Arc::clone(&entry.handle)
     }
 
+    /// The handle of a rate limit of this route.
+    pub fn rate_limit(&self, route: &str, policy: &str) -> Arc<RateMetrics> {
+        let mut known = self.known.lock();
+        let entry = known
+            .rates
+            .entry((route.into(), policy.into()))
+            .or_insert_with_key(|(route, policy)| {
+                let (route, policy) = (Arc::clone(route), Arc::clone(policy));
+                Entry::new(Arc::new(RateMetrics::new(route, policy, &self.layout)))
+            });
+        Arc::clone(&entry.handle)
+    }
+
     /// The handle of this endpoint, or, when the cluster already has `max_endpoints` of them, the one all others share.
     pub fn endpoint(&self, cluster: &str, endpoint: &str) -> Arc<EndpointMetrics> {
         let mut known = self.known.lock();
@@ -283,6 +300,11 @@ impl Recorder {
             .values()
             .map(|entry| Arc::clone(&entry.handle))
             .collect();
+        let rates: Vec<_> = known
+            .rates
+            .values()
+            .map(|entry| Arc::clone(&entry.handle))
+            .collect();
         let endpoints: Vec<_> = known.endpoints.values().flat_map(handles).collect();
         let folded = known.folded;
         let labels = known.labels.clone();
@@ -298,6 +320,9 @@ impl Recorder {
         }
         for breaker in &breakers {
             scrape.breaker(breaker);
+        }
+        for rate in &rates {
+            scrape.rate(rate);
         }
         for cluster in &clusters {
             scrape.cluster(cluster);
@@ -320,6 +345,7 @@ impl Recorder {
         known.routes.retain(|_, entry| entry.keep(now));
         known.clusters.retain(|_, entry| entry.keep(now));
         known.breakers.retain(|_, entry| entry.keep(now));
+        known.rates.retain(|_, entry| entry.keep(now));
         for named in known.endpoints.values_mut() {
             named.retain(|_, entry| entry.keep(now));
         }
@@ -363,6 +389,7 @@ mod tests {
         let recorder = recorder();
         let (_l, _r) = (recorder.listener("web"), recorder.route("api"));
         let _b = recorder.breaker("route", "api", "");
+        let _limit = recorder.rate_limit("api", "client_ip");
         let (cluster, endpoint) = (
             recorder.cluster("backend"),
             recorder.endpoint("backend", "10.0.0.1:80"),
@@ -370,6 +397,9 @@ mod tests {
         cluster.show(Shown::Yes, Shown::Yes);
         cluster.show_breakers(&[1, 0, 0, 0, 0, 0]);
         endpoint.set_phi(Some(0.5));
+        let adaptive = bellwether_core::adaptive::Adaptive::new();
+        let range = bellwether_core::adaptive::Range { min: 1, max: 9 };
+        cluster.show_concurrency(Some(adaptive.readings(range)));
         let process = recorder.process();
         process.set_certificates(vec![("edge".into(), 2_000_000_000)]);
         process.invariant_violated("test");

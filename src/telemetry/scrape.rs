@@ -11,24 +11,27 @@ use std::sync::atomic::Ordering;
 
 use bellwether_core::Reason;
 use bellwether_core::breaker::{CHANGES, State};
-use metrics::{Key, KeyName, Label as KeyLabel, Level, Metadata, Recorder as _, SharedString};
+use bellwether_core::shed::{Level, Priority};
+use metrics::{Key, KeyName, Label as KeyLabel, Level as LogLevel, Metadata, Recorder as _, SharedString};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use super::cells::{Bounds, Code, CodeSums, HistogramSum};
 use super::handles::{
-    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RouteMetrics,
+    BreakerMetrics, ClusterMetrics, EndpointMetrics, ListenerMetrics, ProcessMetrics, RateMetrics,
+    RouteMetrics,
 };
 use super::labels::{
     BreakerCall, CheckResult, CloseReason, ConnectResult, ConnectionRejection, ConnectionState,
     DeadlineStage, Detector, Direction, DiscoveryResult, DrainState, EjectionResult, EndpointLabel,
-    HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult, ReloadTrigger,
-    RetryResult, RetryTrigger, RetryVeto, Side, TlsResult, UpstreamFailure,
+    FallbackCause, HealthSource, HealthTo, HeartbeatResult, HedgeResult, Label, OutcomeLabel, ReloadResult,
+    ReloadTrigger, RetryResult, RetryTrigger, RetryVeto, ShedReason, ShedScope, Side, TlsResult,
+    UpstreamFailure,
 };
 use super::names::{self, Kind, Metric, Unit};
 use super::process::ProcessUsage;
 use super::recorder::BuildInfo;
 
-const METADATA: Metadata<'static> = Metadata::new("bellwether", Level::INFO, None);
+const METADATA: Metadata<'static> = Metadata::new("bellwether", LogLevel::INFO, None);
 
 /// A scrape being collected.
 pub(crate) struct Scrape {
@@ -241,6 +244,9 @@ impl Scrape {
         self.words::<HedgeResult>(names::HEDGES, name, |result| {
             cells.sum(|b| &b.hedges[result.index()])
         });
+        self.words::<FallbackCause>(names::FALLBACKS, name, |cause| {
+            cells.sum(|b| &b.fallbacks[cause.index()])
+        });
         self.words::<DeadlineStage>(names::DEADLINE_EXPIRED, name, |stage| {
             cells.sum(|b| &b.deadlines[stage.index()])
         });
@@ -274,6 +280,18 @@ impl Scrape {
         self.gauge(names::BREAKER_OPEN_UNTIL, &name, seen.open_until as f64);
     }
 
+    pub(crate) fn rate(&self, rate: &RateMetrics) {
+        let (cells, route, policy) = (&rate.cells, &*rate.route, &*rate.policy);
+        for (enforced, count) in [
+            ("true", cells.sum(|b| &b.refused)),
+            ("false", cells.sum(|b| &b.observed)),
+        ] {
+            self.counter(names::RATE_LIMITED, &[route, policy, enforced], count);
+        }
+        let evicted = cells.sum(|b| &b.evicted);
+        self.counter(names::RATE_LIMIT_EVICTIONS, &[route, policy], evicted);
+    }
+
     pub(crate) fn cluster(&mut self, cluster: &ClusterMetrics) {
         let (name, cells, layout) = (&*cluster.name, &cluster.cells, cluster.cells.layout());
         let mut codes = CodeSums::default();
@@ -296,6 +314,19 @@ impl Scrape {
             &layout.latency,
             &duration,
         );
+        self.gauge(names::UPSTREAM_QUEUE_LENGTH, &[name], cells.level(|b| &b.queued));
+        let wait = cells.histogram(|b| &b.queue_wait);
+        self.histogram(names::UPSTREAM_QUEUE_WAIT, &[name], &layout.latency, &wait);
+        let concurrency = *cluster.concurrency.lock();
+        if let Some(now) = concurrency {
+            let labels = ["cluster", name];
+            self.gauge(names::CONCURRENCY_LIMIT, &labels, f64::from(now.limit));
+            self.gauge(names::CONCURRENCY_RTT_SHORT, &labels, now.short.as_secs_f64());
+            self.gauge(names::CONCURRENCY_RTT_LONG, &labels, now.long.as_secs_f64());
+            self.gauge(names::CONCURRENCY_GRADIENT, &labels, f64::from(now.gradient));
+            let would = cells.sum(|b| &b.would_reject);
+            self.counter(names::CONCURRENCY_WOULD_REJECT, &labels, would);
+        }
         let connect = cells.histogram(|b| &b.connect_duration);
         self.histogram(
             names::UPSTREAM_CONNECT_DURATION,
@@ -445,6 +476,26 @@ impl Scrape {
         }
         let score = process.self_health.load(Ordering::Relaxed);
         self.gauge(names::SELF_HEALTH, &[], score as f64);
+        let level = process.overload.load(Ordering::Relaxed);
+        for known in Level::ALL {
+            self.gauge(
+                names::OVERLOAD_LEVEL,
+                &[known.name()],
+                flag(known as u64 == level),
+            );
+        }
+        for scope in ShedScope::ALL {
+            for priority in Priority::ALL {
+                for reason in ShedReason::ALL {
+                    let count = cells.sum(|b| &b.shed[scope.index()][priority.index()][reason.index()]);
+                    // What is rare has a series once it has happened.
+                    if count > 0 || priority == Priority::Normal {
+                        let labels = [scope.word(), priority.word(), reason.word()];
+                        self.counter(names::SHED, &labels, count);
+                    }
+                }
+            }
+        }
         for worker in 0..layout.workers {
             let mut sum = HistogramSum::default();
             if let Some(block) = cells.block(worker) {

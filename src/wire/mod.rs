@@ -18,8 +18,10 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use bellwether_core::shed::{Level, Overload};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
@@ -225,15 +227,23 @@ pub struct Toolbox {
     pub wheel: Wheel,
     /// The `date` field, made once a second.
     pub date: Rc<DateCache>,
+    /// What the process has to give up at present.
+    pub overload: Arc<Overload>,
 }
 
 impl Toolbox {
-    /// New tools around a worker's timers.
-    pub fn new(wheel: Wheel) -> Self {
+    /// New tools around a worker's timers, in a process that may be short of something.
+    pub fn new(wheel: Wheel, overload: Arc<Overload>) -> Self {
         Self {
             wheel,
             date: Rc::default(),
+            overload,
         }
+    }
+
+    /// The present level of danger.
+    pub fn level(&self) -> Level {
+        self.overload.danger().level
     }
 }
 

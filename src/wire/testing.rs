@@ -28,7 +28,7 @@ pub(crate) fn run<F: Future>(test: impl FnOnce(Toolbox) -> F) -> F::Output {
     local.block_on(&runtime, async {
         let wheel = Wheel::new(Clock::start());
         tokio::task::spawn_local(wheel.clone().drive());
-        test(Toolbox::new(wheel)).await
+        test(Toolbox::new(wheel, std::sync::Arc::default())).await
     })
 }
 

@@ -260,8 +260,11 @@ async fn load_that_is_seen_is_levelled() {
 async fn requests_above_a_limit_are_refused_and_those_below_it_are_not() {
     for (route, cluster) in [
         ("    max_in_flight: 2\n", ""),
-        ("", "    limits: { max_in_flight: 2 }\n"),
-        ("", "    limits: { max_in_flight_per_endpoint: 2 }\n"),
+        ("", "    limits: { max_in_flight: 2, max_queue: 0 }\n"),
+        (
+            "",
+            "    limits: { max_in_flight_per_endpoint: 2, max_queue: 0 }\n",
+        ),
         ("", "    connection_pool: { max_connections_per_endpoint: 2 }\n"),
     ] {
         let (open, gate) = watch::channel(false);

@@ -42,8 +42,8 @@ async fn check_says_what_is_wrong_and_starts_nothing() {
 #[tokio::test]
 async fn what_this_version_does_not_perform_is_refused_at_its_line() {
     for (block, line) in [
-        ("    rate_limit: { rate: 100/s }\n", 6),
-        ("    priority: high\n", 6),
+        ("    operation: write\n", 6),
+        ("    rate_limit: { rate: 100/s, scope: fleet }\n", 6),
     ] {
         let config = GOOD.replace("    cluster: app\n", &format!("    cluster: app\n{block}"));
         let finished = Start::new(&config).fail().await;

@@ -16,6 +16,7 @@
 )]
 #![allow(unreachable_pub, reason = "one binary; nothing is public")]
 
+mod admission;
 mod attempts;
 mod balancing;
 mod breaker;

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_core::{Mode, breaker};
+use bellwether_core::breaker;
 
+use super::policy::mode;
 use super::{Context, route};
 use crate::cluster::guarded::GuardPlan;
 use crate::config::policy as written;
-use crate::snapshot::{Action, Breakers, ClusterId, Guarded, RouteState, Target};
+use crate::snapshot::{Action, Breakers, ClusterId, Fallback, FallbackTo, Guarded, RouteState, Target};
 
 /// A probe without an answer for so long has failed, on a route without a timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,6 +77,7 @@ pub(super) fn of_route(
     route: &Arc<str>,
     state: &RouteState,
     action: &Action,
+    fallback: Option<&Fallback>,
     cx: &Context<'_>,
 ) -> Breakers {
     let (Some(written), Action::Forward(target)) = (&policy.circuit_breaker.value, action) else {
@@ -102,7 +104,11 @@ pub(super) fn of_route(
         written::BreakerScope::Endpoint => Breakers::Endpoint(places()),
         written::BreakerScope::RouteEndpoint => Breakers::RouteEndpoint(places()),
         written::BreakerScope::Cluster => {
-            let guarded = targets.iter().filter_map(|id| {
+            let last = fallback.and_then(|fallback| match &fallback.to {
+                FallbackTo::Cluster(id) => Some(id),
+                FallbackTo::Direct(_) => None,
+            });
+            let guarded = targets.iter().chain(last).filter_map(|id| {
                 let name: Arc<str> = cx.cluster_name(*id)?.into();
                 let shared = cx.registry.cluster(&name);
                 let guarded = Guarded {
@@ -135,10 +141,7 @@ fn slow(policy: &written::Policy, written: &written::CircuitBreaker) -> Option<D
 
 fn settings(policy: &written::Policy, written: &written::CircuitBreaker) -> breaker::Settings {
     breaker::Settings {
-        mode: match written.mode.value {
-            written::Mode::Enforce => Mode::Enforce,
-            written::Mode::Observe => Mode::Observe,
-        },
+        mode: mode(written.mode.value),
         failure_rate: Some(written.failure_rate.fraction()),
         slow_rate: written.slow_call_rate.value.map(|rate| rate.fraction()),
         consecutive: written.consecutive_failures.value,

@@ -5,18 +5,18 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bellwether_core::balance::Policy;
-use bellwether_core::{Moment, budget, ejection, health, outlier, panic, phi};
+use bellwether_core::{Moment, adaptive, budget, ejection, health, outlier, panic, phi};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
+use super::policy::mode;
 use super::{Context, DiscoveryTask, ProbePlan, SourcePlan, address, tls};
 use crate::cluster::discovery::fixed::{Entry, Place};
 use crate::cluster::discovery::{Member, dns, file, fixed, http as http_source, keep};
 use crate::cluster::heartbeat::{self, Signs};
 use crate::cluster::probe::{self, HttpCheck, Kind};
-use crate::cluster::{Cluster, Protocol, Settings};
+use crate::cluster::{AdaptiveLimit, Cluster, Protocol, Settings};
 use crate::config::Sp;
 use crate::config::cluster as written;
-use crate::config::policy::Mode;
 use crate::config::units::{self, Scalar as _, WordOr};
 use crate::net::tls::Alpn;
 use crate::net::{Address, SocketAddress, proxy_protocol};
@@ -120,6 +120,19 @@ fn settings(cluster: &written::Cluster, cx: &mut Context<'_>) -> Settings {
         max_requests: pool.max_requests_per_connection.value,
         max_in_flight: cluster.limits.max_in_flight.value,
         max_in_flight_per_endpoint: cluster.limits.max_in_flight_per_endpoint.value,
+        max_queue: cluster.limits.max_queue.value,
+        queue_timeout: cluster.limits.queue_timeout.value,
+        adaptive: cluster
+            .adaptive_concurrency
+            .value
+            .as_ref()
+            .map(|written| AdaptiveLimit {
+                mode: mode(written.mode.value),
+                range: adaptive::Range {
+                    min: written.min.value,
+                    max: written.max.value,
+                },
+            }),
         slow_start: cluster.slow_start.value,
         heartbeat: heartbeat(cluster),
         heeds_answers: cluster.health_check.value.is_some() || heartbeat(cluster).is_some(),
@@ -194,10 +207,7 @@ fn own_zone(cx: &Context<'_>) -> Option<Arc<str>> {
 fn outlier_settings(written: &written::OutlierDetection) -> outlier::Settings {
     let count = |count: Option<u32>| count.and_then(NonZeroU32::new);
     outlier::Settings {
-        mode: match written.mode.value {
-            Mode::Enforce => bellwether_core::Mode::Enforce,
-            Mode::Observe => bellwether_core::Mode::Observe,
-        },
+        mode: mode(written.mode.value),
         consecutive_gateway_errors: count(written.consecutive_gateway_errors.value),
         consecutive_local_errors: count(written.consecutive_local_errors.value),
         consecutive_5xx: count(written.consecutive_5xx.value),

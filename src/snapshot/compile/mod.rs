@@ -31,7 +31,7 @@ pub use plan::{
 };
 
 use super::registry::Registry;
-use super::{ClusterId, Snapshot};
+use super::{ClusterId, OverloadSettings, Snapshot};
 use crate::config::Document;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::config::units::{self, WordOr};
@@ -124,6 +124,7 @@ pub fn compile(
             listeners: listeners.into(),
             routes: routes.into_iter().flatten().map(|route| route.route).collect(),
             clusters: clusters.iter().map(|made| Arc::clone(&made.cluster)).collect(),
+            overload: overload(document),
             unrouted: registry.recorder().unrouted(),
             access_log: telemetry.access_log,
             access_fields: telemetry.access_fields,
@@ -240,6 +241,14 @@ fn worker_threads(document: &Document) -> usize {
         WordOr::Word(_) => std::thread::available_parallelism().map_or(1, NonZero::get),
         WordOr::Value(threads) => threads as usize,
     }
+}
+
+fn overload(document: &Document) -> Option<OverloadSettings> {
+    let written = document.effective.runtime.overload.value.as_ref()?;
+    Some(OverloadSettings {
+        mode: policy::mode(written.mode.value),
+        max_memory: written.max_memory.as_ref().map(|max| max.0),
+    })
 }
 
 fn runtime(document: &Document) -> RuntimeSettings {

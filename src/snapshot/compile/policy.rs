@@ -1,15 +1,23 @@
 //! Settings that routes share: what is tried again, and how headers are edited.
 
-use bellwether_core::hedge;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bellwether_core::rate::Rate;
+use bellwether_core::shed::Priority;
+use bellwether_core::{Mode, hedge};
 use http::{HeaderName, Method, StatusCode};
 
-use super::Context;
+use super::{Context, cluster};
 use crate::config::policy as written;
 use crate::config::route::HeaderEdits as WrittenEdits;
-use crate::config::units::{MethodSet, RetryCondition, RetryOn as When, WordOr};
+use crate::config::units::{MethodSet, RetryCondition, RetryOn as When, Scalar as _, WordOr};
 use crate::config::{Many, Map, Sp};
 use crate::message::edits::{EditError, HeaderEdits};
-use crate::snapshot::{FailureWhen, HedgePlan, PerTry, Retry, RetryMethods, RetryOn};
+use crate::snapshot::{
+    FailureWhen, Fault, HedgePlan, PerTry, RateLimit, Retry, RetryMethods, RetryOn, RouteState,
+};
+use crate::telemetry::FallbackCause;
 
 /// RFC 9110 §9.2.2.
 const IDEMPOTENT: [Method; 6] = [
@@ -124,6 +132,117 @@ pub(super) fn failure_when(policy: &written::Policy) -> FailureWhen {
         when.grpc_status.iter().map(|status| status.0),
         when.slower_than.value,
     )
+}
+
+/// What a word of `fallback.when` covers.
+pub(super) const fn cause(written: written::FallbackWhen) -> FallbackCause {
+    match written {
+        written::FallbackWhen::BreakerOpen => FallbackCause::BreakerOpen,
+        written::FallbackWhen::NoEndpoint => FallbackCause::NoEndpoint,
+        written::FallbackWhen::NoLeader => FallbackCause::NoLeader,
+        written::FallbackWhen::Overflow => FallbackCause::Overflow,
+        written::FallbackWhen::UpstreamTimeout => FallbackCause::UpstreamTimeout,
+        written::FallbackWhen::RetryExhausted => FallbackCause::RetryExhausted,
+    }
+}
+
+/// Faults on purpose.
+pub(super) fn fault(policy: &written::Policy, cx: &mut Context<'_>) -> Option<Fault> {
+    let fault = policy.fault.value.as_ref()?;
+    let only_with = match &fault.require_header {
+        None => None,
+        Some(name) => match HeaderName::from_bytes(name.0.as_bytes()) {
+            Ok(name) => Some(name),
+            Err(_) => {
+                cx.error(
+                    "E0314",
+                    format!("`{}` is not a header name", name.0),
+                    name.span,
+                    "",
+                );
+                return None;
+            }
+        },
+    };
+    Some(Fault {
+        delay: (fault.delay.as_ref()).map(|delay| (delay.duration.value, delay.percent.fraction())),
+        abort: fault.abort.as_ref().and_then(|abort| {
+            let status = u16::try_from(abort.status.value).ok()?;
+            Some((StatusCode::from_u16(status).ok()?, abort.percent.fraction()))
+        }),
+        only_with,
+    })
+}
+
+/// How much requests of a route matter.
+pub(super) const fn priority(policy: &written::Policy) -> Priority {
+    match policy.priority.value {
+        written::Priority::Critical => Priority::Critical,
+        written::Priority::High => Priority::High,
+        written::Priority::Normal => Priority::Normal,
+        written::Priority::Low => Priority::Low,
+    }
+}
+
+/// The rate limits of a route, in the order in which they are asked.
+pub(super) fn rate_limits(
+    policy: &written::Policy,
+    route: &Arc<str>,
+    state: &RouteState,
+    cx: &mut Context<'_>,
+) -> Box<[RateLimit]> {
+    let mut limits: Vec<RateLimit> = Vec::new();
+    for written in policy.rate_limit.value.iter().flat_map(|limits| limits.iter()) {
+        let keys = cluster::hash_keys(Some(&written.value.key), cx).into();
+        let name = rate_limit_name(written, &limits);
+        let count = NonZeroU32::new(written.rate.count).unwrap_or(NonZeroU32::MIN);
+        let burst = match &written.burst {
+            Some(burst) => NonZeroU32::new(burst.value).unwrap_or(NonZeroU32::MIN),
+            // One second's worth, and at least one.
+            None => {
+                let seconds = u32::try_from(written.rate.per.as_secs())
+                    .unwrap_or(u32::MAX)
+                    .max(1);
+                NonZeroU32::new(count.get().div_ceil(seconds)).unwrap_or(NonZeroU32::MIN)
+            }
+        };
+        limits.push(RateLimit {
+            rate: Rate::new(count, written.rate.per, burst),
+            keys,
+            mode: mode(written.mode.value),
+            status: u16::try_from(written.status.value)
+                .ok()
+                .and_then(|status| StatusCode::from_u16(status).ok())
+                .unwrap_or(StatusCode::TOO_MANY_REQUESTS),
+            max_keys: written.max_keys.value,
+            seed: cx.registry.seed(route),
+            buckets: state.buckets(&name),
+            metrics: cx.registry.recorder().rate_limit(route, &name),
+            name,
+        });
+    }
+    limits.into()
+}
+
+/// What a limit counts, as written: `header:x-tenant+client_ip`, and `#2` behind the second that counts the same. Its rate
+/// is not part of the name: buckets and series outlive a change of it.
+fn rate_limit_name(written: &Sp<written::RateLimit>, before: &[RateLimit]) -> Arc<str> {
+    let keys: Vec<String> = written.value.key.iter().map(|key| key.written()).collect();
+    // It is sent to clients in quotes.
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '#');
+    let name = keys.join("+").replace(|c| !plain(c), "_");
+    let same = |limit: &&RateLimit| limit.name.split('#').next() == Some(&name);
+    match before.iter().filter(same).count() {
+        0 => name.into(),
+        count => format!("{name}#{}", count + 1).into(),
+    }
+}
+
+pub(super) const fn mode(written: written::Mode) -> Mode {
+    match written {
+        written::Mode::Enforce => Mode::Enforce,
+        written::Mode::Observe => Mode::Observe,
+    }
 }
 
 /// Edits of headers. What is wrong is reported at the name or value at fault.

@@ -6,7 +6,7 @@ use http::{HeaderName, Method};
 
 use super::{Context, breaker, cluster, policy};
 use crate::config::Sp;
-use crate::config::policy::Policy;
+use crate::config::policy::{Fallback as WrittenFallback, Policy};
 use crate::config::route as written;
 use crate::config::units::UrlPath;
 use crate::message::direct_response::{Content, DirectResponse, DirectResponseError};
@@ -15,7 +15,7 @@ use crate::message::path;
 use crate::message::redirect::{Redirect, RedirectError, RedirectSettings};
 use crate::message::rewrite::{PathRewrite, Rewrite, RewriteError};
 use crate::route::{GrpcMatch, HostPattern, MatchSettings, PathMatch, Pattern, ValueMatch, WeightedSplit};
-use crate::snapshot::{Action, Mirror, Route, Target};
+use crate::snapshot::{Action, Fallback, FallbackTo, Mirror, Route, Target};
 
 /// A longer `body_file` is refused: it is held in memory.
 const MAX_BODY_FILE: u64 = 1 << 20;
@@ -62,7 +62,14 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
     let (matches, action) = (matches?, action?);
     let state = cx.registry.route(&name);
     let failure_when = policy::failure_when(policy);
-    let breakers = breaker::of_route(policy, &name, &state, &action, cx);
+    let fallback = policy
+        .fallback
+        .value
+        .as_ref()
+        .and_then(|written| fallback(written, cx));
+    let fault = policy::fault(policy, cx);
+    let breakers = breaker::of_route(policy, &name, &state, &action, fallback.as_ref(), cx);
+    let rate_limits = policy::rate_limits(policy, &name, &state, cx);
     Some(Made {
         route: Arc::new(Route {
             origin: cx.out.sources.origin(route.span).into(),
@@ -77,6 +84,10 @@ fn one(index: usize, route: &Sp<written::Route>, policy: &Policy, cx: &mut Conte
             idle_timeout: policy.idle_timeout.value,
             max_duration: policy.max_duration.value,
             retry,
+            fallback,
+            fault,
+            priority: policy::priority(policy),
+            rate_limits,
             max_in_flight: policy.max_in_flight.value,
             hedge: policy::hedge(policy),
             failure_when,
@@ -292,6 +303,23 @@ fn redirect(written: &Sp<written::Redirect>, cx: &mut Context<'_>) -> Option<Red
         error.to_string(),
     );
     None
+}
+
+fn fallback(written: &WrittenFallback, cx: &mut Context<'_>) -> Option<Fallback> {
+    let to = match (&written.cluster, &written.direct_response) {
+        (Some(name), _) => FallbackTo::Cluster(cx.cluster(name)?),
+        (None, Some(answer)) => FallbackTo::Direct(direct(answer, cx)?),
+        // Reported when the file was checked.
+        (None, None) => return None,
+    };
+    Some(Fallback {
+        when: written
+            .when
+            .iter()
+            .map(|when| policy::cause(when.value))
+            .collect(),
+        to,
+    })
 }
 
 fn direct(written: &Sp<written::DirectResponse>, cx: &mut Context<'_>) -> Option<DirectResponse> {

@@ -280,7 +280,8 @@ impl Connection {
                             wait = Wait::Asleep;
                             shared.output.borrow_mut().shrink(0);
                             let now = wheel.now();
-                            let until = now.plus(self.settings.keep_alive.saturating_sub(SHRINK_AFTER));
+                            let keep_alive = self.tools.level().idle_timeout(self.settings.keep_alive);
+                            let until = now.plus(keep_alive.saturating_sub(SHRINK_AFTER));
                             // An old connection is told so with its next answer; nobody comes for it if there is none.
                             let until = self.old_at.map_or(until, |old| old.max(now).min(until));
                             shared.timer.set(until);

@@ -66,7 +66,8 @@ pub(crate) struct Finished {
 
 /// Starts a proxy with this configuration and waits until it is ready.
 ///
-/// What a test leaves out gets values that suit tests: an admin address and short drains. Everything else is the default.
+/// What a test leaves out gets values that suit tests: an admin address, short drains, and no guard against the overload of
+/// the machine that runs them. Everything else is the default.
 pub(crate) async fn proxy(config: &str) -> Proxy {
     Start::new(config).start().await
 }
@@ -234,7 +235,7 @@ fn write_config(folder: &Path, config: &str) {
         config.push_str("admin:\n  address: 127.0.0.1:0\n");
     }
     if !has(&config, "runtime:") {
-        config.push_str("runtime:\n  worker_threads: 2\n  drain: { min: 300ms, max: 20s }\n  reload: { debounce: 50ms }\n");
+        config.push_str("runtime:\n  overload: off\n  worker_threads: 2\n  drain: { min: 300ms, max: 20s }\n  reload: { debounce: 50ms }\n");
     }
     if !has(&config, "telemetry:") {
         let log = folder.join("access.log");
