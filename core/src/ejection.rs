@@ -346,13 +346,13 @@ impl Ejection {
         }
     }
 
-    /// Takes over what another process knew.
+    /// Takes over what another process knew. Nobody is out for more than a day, whatever it says.
     pub fn restore(&self, saved: Saved, now: Moment) {
         let mut history = self.lock();
         match saved.left {
             Some(left) => {
                 history.nth = saved.nth.saturating_sub(1);
-                self.put_out(&mut history, left, Mode::Enforce, now);
+                self.put_out(&mut history, left.min(LONGEST_RESTORED), Mode::Enforce, now);
             }
             None => {
                 history.nth = saved.nth;
@@ -450,6 +450,8 @@ impl Standing {
         }
     }
 }
+
+const LONGEST_RESTORED: Duration = Duration::from_secs(86_400);
 
 const IN: u64 = 0;
 const OUT: u64 = 0b01;
@@ -704,6 +706,21 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is restored, a request brings the endpoint back in the end.
+        #[test]
+        fn what_is_restored_can_be_probed(nth: u32, left: Option<u64>, now in 0..u64::MAX / 4) {
+            let ejection = Arc::new(Ejection::new());
+            let now = Moment::from_nanos(now);
+            ejection.restore(Saved { nth, left: left.map(Duration::from_nanos) }, now);
+            prop_assert_eq!(ejection.is_out(), left.is_some());
+            let day = now.plus(Duration::from_secs(86_401));
+            if let Some(probe) = ejection.try_probe(&Settings::default(), day) {
+                let verdict = probe.judge(&Settings::default(), Outcome::Success, day, &mut Dice::new(1));
+                prop_assert_eq!(verdict, Conclusion::Returned);
+            }
+            prop_assert!(!ejection.is_out());
+        }
+
         #[test]
         fn a_delay_stays_within_its_bounds(nth in 1u32.., seed: u64, base in 1u64..100, max in 1u64..1000, jitter in 0.0f64..1.0) {
             let settings = Settings {
