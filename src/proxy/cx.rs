@@ -56,6 +56,8 @@ pub(crate) struct RequestCx {
     pub(super) limited: bool,
     /// So little that nobody is to blame.
     pub(super) hurried: bool,
+    /// How long the answer asks to stay away.
+    pub(super) asked_to_wait: Option<Duration>,
     /// When it is worth asking again.
     pub(super) retry_after: Option<Duration>,
     pub(super) endpoint: Option<u32>,
@@ -125,6 +127,7 @@ impl RequestCx {
             permit: None,
             limited: false,
             hurried: false,
+            asked_to_wait: None,
             retry_after: None,
             endpoint: None,
             replay: Replay::none(),
@@ -240,7 +243,7 @@ impl RequestCx {
             },
             None => {
                 let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
-                match (when.of_status(status, None), self.grpc_status) {
+                match (when.of_status(status, self.asked_to_wait), self.grpc_status) {
                     (Outcome::Success, Some(code)) => when.of_grpc(code),
                     (outcome, _) => outcome,
                 }
