@@ -2,7 +2,8 @@
 //! and the lists that programs keep are the lists that people read.
 //!
 //! A block of YAML that begins with ```` ```yaml ```` is read, checked and compiled like a file. One that shows only a
-//! part of a file says so: ```` ```yaml fragment ````. `BLESS=1 cargo test --test docs` writes `docs/reasons.md`.
+//! part of a file says so: ```` ```yaml fragment ````. `BLESS=1 cargo test --test docs` writes `docs/reasons.md` and the
+//! table of scenarios in `docs/testing.md`.
 
 #![allow(
     clippy::expect_used,
@@ -10,7 +11,7 @@
     reason = "a helper of a test fails the test"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -243,6 +244,262 @@ fn every_relative_link_leads_somewhere() {
         }
     }
     assert!(wrong.is_empty(), "links that lead nowhere:\n{}", wrong.join("\n"));
+}
+
+/// What a resilient proxy must withstand: each is a trap that others fell into. `U` is shown with virtual time beside the
+/// code, `E` through real sockets; tests are called after the number.
+const SCENARIOS: [(u8, &str, &str); 45] = [
+    (
+        1,
+        "U",
+        "whatever becomes of probes, a half-open breaker neither leaks a place nor stays half open",
+    ),
+    (2, "U", "a verdict from before the breaker opened decides nothing"),
+    (
+        3,
+        "E",
+        "a thousand clients meet a half-open breaker: few at a time, few in all",
+    ),
+    (
+        4,
+        "E",
+        "every endpoint's breaker open: probes still go out, and it recovers by itself",
+    ),
+    (5, "U", "fifty breakers that opened together do not probe in step"),
+    (
+        6,
+        "U",
+        "few requests open by a row of failures only, never by a rate",
+    ),
+    (7, "U", "no stale counts after any pause, no drift in a day"),
+    (
+        8,
+        "E",
+        "what we refuse ourselves blames no endpoint, here or one hop up",
+    ),
+    (
+        9,
+        "U",
+        "a failed probe starts afresh, opens for longer, and is forgotten in time",
+    ),
+    (
+        10,
+        "E",
+        "a probe told to wait keeps the breaker open for so long, within the limit",
+    ),
+    (
+        11,
+        "E",
+        "orders end by themselves; held closed it counts; observing it refuses nothing",
+    ),
+    (
+        12,
+        "U",
+        "one bad endpoint of three is found, one slightly worse of fifty is left alone",
+    ),
+    (
+        13,
+        "U",
+        "half of the endpoints fail together: a cap, an event, no mass ejection",
+    ),
+    (14, "U", "how many may be out, as a table; never below the least"),
+    (15, "E", "a starved proxy ejects nobody"),
+    (
+        16,
+        "E",
+        "panic: nobody who refuses is asked, it is seen, it ends by itself",
+    ),
+    (17, "E", "a returning endpoint gets its share by a ramp"),
+    (
+        18,
+        "E",
+        "one bad path does not take an endpoint from other routes",
+    ),
+    (
+        19,
+        "U",
+        "alternating checks flip nothing, a cancelled one counts nothing",
+    ),
+    (
+        20,
+        "E",
+        "the last endpoint is not taken out for being slow, only for refusing",
+    ),
+    (
+        21,
+        "E",
+        "checks of two hundred endpoints are spread, and traffic saves most of them",
+    ),
+    (
+        22,
+        "U",
+        "suspicion by phi: reference values, finite for ever, our own pause kills nobody",
+    ),
+    (
+        23,
+        "E",
+        "heartbeats that are old, forged or expired change nothing",
+    ),
+    (24, "E", "a write is never sent twice once it may have been read"),
+    (
+        25,
+        "E",
+        "endpoints that close idle connections cost no request, and their limit is learned",
+    ),
+    (26, "E", "three layers of retries do not multiply"),
+    (
+        27,
+        "E",
+        "a body of any size is tried elsewhere until it was read; a large one not after that",
+    ),
+    (28, "E", "retries stay within their budget in every window"),
+    (29, "E", "a retry goes to another endpoint while there is one"),
+    (
+        30,
+        "E",
+        "time that was used is not given to the endpoint again; what is too late never reaches it",
+    ),
+    (
+        31,
+        "E",
+        "gRPC failures in trailers are seen, and tried again where nothing was passed on",
+    ),
+    (
+        32,
+        "E",
+        "hedges are few, losers are cancelled, stuck endpoints gain nothing",
+    ),
+    (
+        33,
+        "E",
+        "a refusal says for how long, in whole seconds within the limit",
+    ),
+    (
+        34,
+        "E",
+        "offered three times its capacity, a service does its work, the important first",
+    ),
+    (
+        35,
+        "E",
+        "slow readers of large bodies do not exceed the memory; operators are served",
+    ),
+    (36, "E", "a service that becomes slower is learned anew"),
+    (
+        37,
+        "E",
+        "stopped under load: no request fails, the application loses its way out last",
+    ),
+    (
+        38,
+        "E",
+        "a hundred reloads under load: no request fails, nothing is forgotten, nothing leaks",
+    ),
+    (
+        39,
+        "E",
+        "a broken configuration changes nothing, and is told with its place and a suggestion",
+    ),
+    (
+        40,
+        "E",
+        "a new binary knows what the old one had learned; nobody is refused meanwhile",
+    ),
+    (
+        41,
+        "E",
+        "a name server that fails or takes back most of its answer removes nobody at once",
+    ),
+    (
+        42,
+        "E",
+        "thousands of endpoints come and go: bounded, well-formed, monotone metrics",
+    ),
+    (43, "E", "a stranger's private fields and deadlines have no power"),
+    (
+        44,
+        "E",
+        "floods, drips and ambiguous requests end with their connection, others are served",
+    ),
+    (45, "U", "shared structures are exact between threads"),
+];
+
+/// Scenarios without a test of their own yet, and why. To become empty.
+const WITHOUT_TESTS: &[(u8, &str)] = &[];
+
+/// Tests named after a scenario, by its number.
+fn scenario_tests() -> BTreeMap<u8, BTreeSet<String>> {
+    let mut files = Vec::new();
+    for folder in ["core", "src", "tests"] {
+        sources(&root().join(folder), &mut files);
+    }
+    let mut found: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
+    for file in files {
+        for line in text(&file).lines() {
+            let Some((_, rest)) = line.split_once("fn scenario_") else {
+                continue;
+            };
+            let name: String = rest
+                .chars()
+                .take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+                .collect();
+            let (Some(Ok(number)), true) = (
+                name.split('_').next().map(str::parse),
+                line.trim_start().starts_with("fn ") || line.trim_start().starts_with("async fn "),
+            ) else {
+                continue;
+            };
+            let file = file.display();
+            found
+                .entry(number)
+                .or_default()
+                .insert(format!("`{file}`: {}", name.replace('_', " ")));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_scenario_has_its_tests() {
+    const BEGIN: &str = "<!-- scenarios: written by `BLESS=1 cargo test --test docs` -->\n";
+    const END: &str = "<!-- end of scenarios -->\n";
+    let tests = scenario_tests();
+    let mut table = String::from("| | shown | what happens | tests |\n|---|---|---|---|\n");
+    for (number, shown, what) in SCENARIOS {
+        let excuse = WITHOUT_TESTS.iter().find(|(without, _)| *without == number);
+        let names = match (tests.get(&number), excuse) {
+            (None, None) => panic!("scenario {number} has no test called `scenario_{number:02}_…`"),
+            (Some(tests), Some(_)) => panic!("scenario {number} has tests: strike its excuse. {tests:?}"),
+            (None, Some((_, why))) => format!("none yet: {why}"),
+            (Some(tests), None) => {
+                let names = tests.iter().map(|test| {
+                    let (file, name) = test.split_once(": ").expect("a file and a name");
+                    let (_, name) = name.split_once(' ').expect("a number and a name");
+                    format!("{file}: {name}")
+                });
+                names.collect::<Vec<_>>().join("<br>")
+            }
+        };
+        writeln!(table, "| {number} | {shown} | {what} | {names} |").expect("text can be written");
+    }
+    assert!(
+        tests.keys().all(|number| (1..=45).contains(number)),
+        "there are 45 scenarios: {:?}",
+        tests.keys()
+    );
+    let path = root().join("docs/testing.md");
+    let text = std::fs::read_to_string(&path).expect("docs/testing.md");
+    let (before, rest) = text.split_once(BEGIN).expect("the table begins");
+    let (_, after) = rest.split_once(END).expect("the table ends");
+    let expected = format!("{before}{BEGIN}{table}{END}{after}");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &expected).expect("docs/testing.md can be written");
+    } else {
+        assert_eq!(
+            text, expected,
+            "the table of scenarios in docs/testing.md is not what the sources say"
+        );
+    }
 }
 
 #[test]

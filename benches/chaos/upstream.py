@@ -58,6 +58,8 @@ class Upstream:
             await self.listen()
 
     def note(self, what, identity):
+        if identity is None:
+            return
         os.write(self.log, f"{time.monotonic():.6f} {what} {identity}\n".encode())
 
     async def control(self, reader, writer):
@@ -109,7 +111,9 @@ class Connection(asyncio.Protocol):
             if self.upstream.fault not in ("stall",):
                 self.answer(200, b"ok")
         else:
-            self.serve(headers.get("x-request", target), self.upstream.fault)
+            # A copy that nobody waits for is no traffic: it is served, and not noted.
+            identity = None if "x-bellwether-copy" in headers else headers.get("x-request", target)
+            self.serve(identity, self.upstream.fault)
 
     def serve(self, identity, fault):
         upstream, later = self.upstream, asyncio.get_running_loop().call_later

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::moment::Moment;
 use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::window::{Sample, Window};
+use crate::window::{self, Sample, Window};
 
 /// How much may be spent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,6 +61,15 @@ pub struct Budget {
     in_flight: AtomicU32,
 }
 
+/// What was offered and granted, in a form that another process can take over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// Requests.
+    pub offered: window::Saved,
+    /// Retries.
+    pub granted: window::Saved,
+}
+
 /// A retry that was granted; dropping it says that it ended.
 #[derive(Debug)]
 #[must_use = "the retry is over when this is dropped"]
@@ -84,6 +93,30 @@ impl Budget {
         Self {
             offered: Window::new(window),
             granted: Window::new(window),
+            deciding: Mutex::new(()),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+
+    /// What another process has to know. Retries under way end here.
+    #[must_use]
+    pub fn save(&self, now: Moment) -> Saved {
+        Saved {
+            offered: self.offered.save(now),
+            granted: self.granted.save(now),
+        }
+    }
+
+    /// A budget as spent as another one was.
+    #[must_use]
+    pub fn restored(saved: &Saved, now: Moment) -> Self {
+        let granted = window::Saved {
+            length: saved.offered.length,
+            periods: saved.granted.periods.clone(),
+        };
+        Self {
+            offered: Window::restored(&saved.offered, now),
+            granted: Window::restored(&granted, now),
             deciding: Mutex::new(()),
             in_flight: AtomicU32::new(0),
         }
@@ -193,6 +226,23 @@ mod tests {
         drop(held);
         assert!(budget.spend(&settings, 0, at(0)).is_ok());
         assert_eq!(budget.left(&settings, at(0)).1, 0);
+    }
+
+    #[test]
+    fn a_successor_has_what_is_left() {
+        let settings = Settings::default();
+        let old = budget(&settings);
+        for request in 0..100u64 {
+            old.offer(at(request * 10));
+            drop(old.spend(&settings, 10, at(request * 10)));
+        }
+        let new = Arc::new(Budget::restored(&old.save(at(1_000)), at(50_000)));
+        assert!(new.fits(&settings));
+        assert_eq!(new.left(&settings, at(50_000)), old.left(&settings, at(1_000)));
+        assert_eq!(
+            new.spend(&settings, 10, at(50_000)).err(),
+            old.spend(&settings, 10, at(1_000)).err()
+        );
     }
 
     proptest! {

@@ -252,9 +252,12 @@ impl Ejection {
     /// Exactly one of those who ask at a time is told so.
     #[must_use]
     pub fn rehearse(&self, now: Moment) -> bool {
-        if self.standing(now) != Standing::Out {
-            return false;
-        }
+        self.standing(now) == Standing::Out && self.turn(now)
+    }
+
+    /// Whether it is time for another rehearsal, of an endpoint that is in service and avoided as well.
+    #[must_use]
+    pub fn turn(&self, now: Moment) -> bool {
         // Ordering: Relaxed; the exchange only decides who goes.
         let due = self.rehearsal.load(Ordering::Relaxed);
         now.as_nanos() >= due
@@ -269,7 +272,7 @@ impl Ejection {
                 .is_ok()
     }
 
-    /// A rehearsal went well, or did not. True if it was the last one needed: the probe is due.
+    /// A rehearsal went well, or did not. True if it was the last one needed: the probe of who is out is due.
     pub fn rehearsed(&self, well: bool, now: Moment) -> bool {
         // Ordering: Relaxed; a count of its own. One that belongs to an earlier time out counts for this one: it began
         // less than a request ago.
@@ -278,7 +281,11 @@ impl Ejection {
             return false;
         }
         let before = self.rehearsed.fetch_add(1, Ordering::Relaxed);
-        before + 1 >= REHEARSALS && self.invite(now)
+        if before + 1 < REHEARSALS {
+            return false;
+        }
+        self.rehearsed.store(0, Ordering::Relaxed);
+        !self.is_out() || self.invite(now)
     }
 
     /// Somebody has reason to believe that it works again: its probe is due at once. True if it was not.
@@ -346,13 +353,13 @@ impl Ejection {
         }
     }
 
-    /// Takes over what another process knew.
+    /// Takes over what another process knew. Nobody is out for more than a day, whatever it says.
     pub fn restore(&self, saved: Saved, now: Moment) {
         let mut history = self.lock();
         match saved.left {
             Some(left) => {
                 history.nth = saved.nth.saturating_sub(1);
-                self.put_out(&mut history, left, Mode::Enforce, now);
+                self.put_out(&mut history, left.min(LONGEST_RESTORED), Mode::Enforce, now);
             }
             None => {
                 history.nth = saved.nth;
@@ -451,6 +458,8 @@ impl Standing {
     }
 }
 
+const LONGEST_RESTORED: Duration = Duration::from_secs(86_400);
+
 const IN: u64 = 0;
 const OUT: u64 = 0b01;
 const SHADOW: u64 = 0b10;
@@ -525,6 +534,13 @@ mod tests {
         }
         assert_eq!(rehearse(true), (true, Standing::Due));
         assert!(!ejection.rehearse(at(now + 300)), "what is due is no rehearsal");
+        let serving = Ejection::new();
+        assert!(serving.turn(at(0)) && !serving.turn(at(199)) && serving.turn(at(200)));
+        assert_eq!(
+            (1..=16).filter(|_| serving.rehearsed(true, at(0))).count(),
+            2,
+            "every eighth"
+        );
         let probe = ejection.try_probe(&plain(), at(now + 300)).unwrap();
         let again = probe.judge(&plain(), FAILURE, at(now + 300), &mut Dice::new(1));
         assert!(
@@ -704,6 +720,21 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is restored, a request brings the endpoint back in the end.
+        #[test]
+        fn what_is_restored_can_be_probed(nth: u32, left: Option<u64>, now in 0..u64::MAX / 4) {
+            let ejection = Arc::new(Ejection::new());
+            let now = Moment::from_nanos(now);
+            ejection.restore(Saved { nth, left: left.map(Duration::from_nanos) }, now);
+            prop_assert_eq!(ejection.is_out(), left.is_some());
+            let day = now.plus(Duration::from_secs(86_401));
+            if let Some(probe) = ejection.try_probe(&Settings::default(), day) {
+                let verdict = probe.judge(&Settings::default(), Outcome::Success, day, &mut Dice::new(1));
+                prop_assert_eq!(verdict, Conclusion::Returned);
+            }
+            prop_assert!(!ejection.is_out());
+        }
+
         #[test]
         fn a_delay_stays_within_its_bounds(nth in 1u32.., seed: u64, base in 1u64..100, max in 1u64..1000, jitter in 0.0f64..1.0) {
             let settings = Settings {

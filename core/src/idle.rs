@@ -39,6 +39,15 @@ pub struct IdleLimit {
     suspect: AtomicU32,
 }
 
+/// What is known, in a form that another process can take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// What the endpoint has said, less a second.
+    pub said: Option<Duration>,
+    /// What was learned, as it is now.
+    pub learned: Option<Duration>,
+}
+
 impl IdleLimit {
     /// Nothing known.
     #[must_use]
@@ -66,6 +75,31 @@ impl IdleLimit {
         limit.clamp(LEAST, MOST)
     }
 
+    /// What another process has to know.
+    #[must_use]
+    pub fn save(&self, now: Moment) -> Saved {
+        let (said, learned) = (
+            self.said.load(Ordering::Relaxed),
+            self.learned.load(Ordering::Relaxed),
+        );
+        Saved {
+            said: (said > 0).then(|| Duration::from_millis(u64::from(said))),
+            learned: (learned > 0).then(|| grown(learned, now)),
+        }
+    }
+
+    /// What another process knew.
+    #[must_use]
+    pub fn restored(saved: Saved, now: Moment) -> Self {
+        let millis = |known: Duration| u32::try_from(known.as_millis()).unwrap_or(u32::MAX);
+        let limit = Self::new();
+        limit.said.store(saved.said.map_or(0, millis), Ordering::Relaxed);
+        if let Some(learned) = saved.learned {
+            limit.learn(learned.clamp(LEAST, MOST), now);
+        }
+        limit
+    }
+
     /// The endpoint says how long it keeps connections (`Keep-Alive: timeout=N`).
     pub fn says(&self, seconds: u64) {
         // A second less than promised: the clock started earlier there.
@@ -86,10 +120,14 @@ impl IdleLimit {
         }
         let limit = Duration::from_millis(u64::from(less)).mul_f64(SAFE).max(LEAST);
         if limit < self.limit(now) {
-            let seconds = now.since(Moment::ZERO).as_secs().min(u64::from(u32::MAX));
-            self.learned
-                .store(seconds << 32 | limit.as_millis() as u64, Ordering::Relaxed);
+            self.learn(limit, now);
         }
+    }
+
+    fn learn(&self, limit: Duration, now: Moment) {
+        let seconds = now.since(Moment::ZERO).as_secs().min(u64::from(u32::MAX));
+        self.learned
+            .store(seconds << 32 | limit.as_millis() as u64, Ordering::Relaxed);
     }
 }
 
@@ -116,6 +154,29 @@ mod tests {
 
     fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn what_was_learned_survives_the_process() {
+        let old = IdleLimit::new();
+        assert_eq!(old.save(at(5)), Saved::default());
+        old.says(30);
+        assert_eq!(
+            IdleLimit::restored(old.save(at(5)), at(900)).limit(at(900)),
+            ms(29_000)
+        );
+        old.closed_after(ms(2_000), at(5));
+        old.closed_after(ms(2_000), at(5));
+        let new = IdleLimit::restored(old.save(at(5)), at(900));
+        assert_eq!((old.limit(at(5)), new.limit(at(900))), (ms(1_600), ms(1_600)));
+        for nonsense in [Duration::ZERO, Duration::MAX] {
+            let saved = Saved {
+                said: Some(nonsense),
+                learned: Some(nonsense),
+            };
+            let limit = IdleLimit::restored(saved, at(1)).limit(at(1));
+            assert!((LEAST..=MOST).contains(&limit), "{limit:?}");
+        }
     }
 
     #[test]

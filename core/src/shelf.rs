@@ -36,10 +36,17 @@ impl<T> Shelf<T> {
         new
     }
 
-    /// The newest object, if there is one.
+    /// The newest object that somebody holds, else the newest.
     pub fn last(&self) -> Option<Arc<T>> {
         let kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.last().map(Arc::clone)
+        let held = kept.iter().rfind(|object| Arc::strong_count(object) > 1);
+        held.or(kept.last()).map(Arc::clone)
+    }
+
+    /// Puts an object there that came from elsewhere.
+    pub fn put(&self, object: T) {
+        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.push(Arc::new(object));
     }
 }
 
@@ -74,5 +81,20 @@ mod tests {
         assert_eq!(of(&shelf, 10).1, 0);
         assert_eq!(of(&shelf, 20).1, 1);
         assert_eq!(shelf.last().map(|last| last.0), Some(20));
+        let held = of(&shelf, 10);
+        drop(of(&shelf, 30));
+        assert_eq!(
+            shelf.last().map(|last| last.0),
+            Some(held.0),
+            "not of a change that was refused"
+        );
+    }
+
+    #[test]
+    fn one_from_elsewhere_is_found_or_followed() {
+        let shelf = Shelf::default();
+        shelf.put((10, 7));
+        assert_eq!(of(&shelf, 10).1, 7);
+        assert_eq!(of(&shelf, 20).1, 8);
     }
 }

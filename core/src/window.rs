@@ -45,6 +45,15 @@ pub struct Counts {
     pub slow: u32,
 }
 
+/// What a window holds, in a form that another process can take over: ages instead of moments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// How far back it looks.
+    pub length: Duration,
+    /// One entry for each period that is not empty: its age in periods, then all calls, failed ones and slow ones.
+    pub periods: Vec<[u32; 4]>,
+}
+
 /// What one call adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
@@ -109,6 +118,52 @@ impl Window {
             counts.total = counts.total.saturating_add(read(&bucket.total, period));
         }
         counts
+    }
+
+    /// What another process has to know.
+    #[must_use]
+    pub fn save(&self, now: Moment) -> Saved {
+        let present = self.period(now);
+        let periods = (0..BUCKETS as u32).filter_map(|age| {
+            let period = present.wrapping_sub(age);
+            let bucket = &self.buckets[period as usize % BUCKETS];
+            let of_period = |word: &AtomicU64| {
+                // Ordering: Relaxed, as in `add`.
+                let seen = word.load(Ordering::Relaxed);
+                ((seen >> 32) as u32 == period).then_some((seen & COUNT) as u32)
+            };
+            let total = of_period(&bucket.total).filter(|total| *total > 0)?;
+            let (failed, slow) = (of_period(&bucket.failed), of_period(&bucket.slow));
+            Some([age, total, failed.unwrap_or(0), slow.unwrap_or(0)])
+        });
+        Saved {
+            length: self.length(),
+            periods: periods.collect(),
+        }
+    }
+
+    /// A window with what another one held. What lies before the origin of time is forgotten, and so is nonsense.
+    #[must_use]
+    pub fn restored(saved: &Saved, now: Moment) -> Self {
+        let window = Self::new(saved.length);
+        let present = window.period(now);
+        for &[age, total, failed, slow] in &saved.periods {
+            if age >= (BUCKETS as u32).min(present) {
+                continue;
+            }
+            let period = present - age;
+            let failed = failed.min(total);
+            let counts = [total, failed, slow.min(total - failed)];
+            let bucket = &window.buckets[period as usize % BUCKETS];
+            for (word, count) in [&bucket.total, &bucket.failed, &bucket.slow]
+                .into_iter()
+                .zip(counts)
+            {
+                // Ordering: Relaxed; nobody else has it yet.
+                word.store(u64::from(period) << 32 | u64::from(count), Ordering::Relaxed);
+            }
+        }
+        window
     }
 
     /// Forgets everything.
@@ -283,6 +338,48 @@ mod tests {
                 };
                 prop_assert_eq!(window.counts(at(millis)), expected);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_restored_is_what_was_saved(
+            calls in prop::collection::vec((0u64..20_000, 0u8..3), 0..200),
+            pause in 0u64..12_000,
+            later in 0u64..12,
+        ) {
+            let window = Window::new(LENGTH);
+            let mut now = 100_000;
+            for (wait, kind) in calls {
+                now += wait / 20;
+                window.record([Sample::Good, Sample::Slow, Sample::Failed][usize::from(kind)], at(now));
+            }
+            now += pause;
+            // Another clock, at the same place within its period.
+            let other = Window::restored(&window.save(at(now)), at(3_600_000 + now % 1_000));
+            for seconds in [0, later] {
+                prop_assert_eq!(
+                    other.counts(at(3_600_000 + now % 1_000 + seconds * 1_000)),
+                    window.counts(at(now + seconds * 1_000))
+                );
+            }
+        }
+
+        #[test]
+        fn whatever_is_restored_counts_no_more_than_it_says(
+            length in any::<u64>(),
+            periods in prop::collection::vec(any::<[u32; 4]>(), 0..30),
+            near in prop::collection::vec((0u32..12, any::<u32>(), any::<u32>(), any::<u32>()), 0..12),
+            now in any::<u64>(),
+        ) {
+            let near = near.into_iter().map(|(age, total, failed, slow)| [age, total, failed, slow]);
+            let saved = Saved { length: Duration::from_nanos(length), periods: periods.into_iter().chain(near).collect() };
+            let now = Moment::from_nanos(now);
+            let window = Window::restored(&saved, now);
+            let counts = window.counts(now);
+            prop_assert!(counts.total >= counts.failed && counts.total >= counts.slow);
+            window.record(Sample::Failed, now);
+            prop_assert!(window.counts(now).total >= counts.total);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Circuit breakers: how they stand, and orders of operators.
 //!
-//! An order always ends by itself. It lives in the breaker, so it survives a reload and not a restart.
+//! An order always ends by itself. It lives in the breaker, so it survives a reload and goes to a successor, and does not
+//! survive a restart.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

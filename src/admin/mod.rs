@@ -17,7 +17,7 @@ pub mod guard;
 mod heartbeat;
 mod inspect;
 mod operate;
-mod overrides;
+pub mod overrides;
 mod probes;
 mod problem;
 mod readiness;

@@ -2,7 +2,7 @@
 //!
 //! An override that nobody remembers is an outage waiting for its day, so each one ends by itself: after ten minutes
 //! unless asked otherwise, after a day at most. It says who wanted it and why. It survives a reload, because the
-//! endpoint's state does, and not a restart.
+//! endpoint's state does, and it is handed to a successor; it does not survive a restart.
 //!
 //! Invariant: every endpoint that was drained through the API has an entry here with a running timer.
 
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, operate};
@@ -33,7 +34,7 @@ pub(super) enum DoneTo {
 }
 
 /// An override as the API shows it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Shown {
     pub(super) action: DoneTo,
     pub(super) reason: String,
@@ -57,6 +58,43 @@ impl Shown {
     }
 }
 
+/// An override as a successor is told of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedOverride {
+    /// Of which cluster.
+    pub cluster: String,
+    /// Which endpoint.
+    pub address: String,
+    shown: Shown,
+    left: Duration,
+}
+
+/// All that are in force, for a successor.
+pub fn save(context: &Context) -> Vec<SavedOverride> {
+    let (now, entries) = (Instant::now(), context.kept.overrides.entries.lock());
+    let saved = entries.iter().map(|((cluster, address), entry)| SavedOverride {
+        cluster: cluster.clone(),
+        address: address.clone(),
+        shown: entry.shown.clone(),
+        left: entry.ends.saturating_duration_since(now),
+    });
+    saved.collect()
+}
+
+/// Goes on with what a predecessor had set aside, as far as there is room. The endpoints are drained already.
+pub fn recall(context: &Arc<Context>, saved: Vec<SavedOverride>) {
+    for SavedOverride {
+        cluster,
+        address,
+        shown,
+        left,
+    } in saved.into_iter().take(MAX_OVERRIDES)
+    {
+        keep(context, cluster, address, shown, left.min(MAX_TTL));
+    }
+}
+
 /// All that are in force, by cluster and address.
 #[derive(Debug, Default)]
 pub(super) struct Overrides {
@@ -69,6 +107,7 @@ struct Entry {
     /// Tells it from an earlier one for the same endpoint.
     serial: u64,
     shown: Shown,
+    ends: Instant,
     /// Dropping it stops the timer.
     _timer: AbortOnDropHandle<()>,
 }
@@ -108,6 +147,7 @@ pub(super) fn keep(context: &Arc<Context>, cluster: String, address: String, sho
     let entry = Entry {
         serial,
         shown,
+        ends: Instant::now() + ttl,
         _timer: timer,
     };
     overrides.entries.lock().insert(key, entry);

@@ -230,7 +230,7 @@ impl Supervisor {
             tracing::warn!("a successor is being started already");
             return;
         }
-        let mut handover = Handover::new(Vec::new());
+        let mut handover = Handover::new(self.legacy());
         for (key, socket) in self.sockets.copies() {
             if let Err(error) = handover.add(key, socket) {
                 self.not_replaced(&NotReplaced::Broken(error));

@@ -6,6 +6,7 @@
 mod checks;
 mod drain;
 mod heartbeats;
+mod legacy;
 mod pressure;
 mod reload;
 pub mod report;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use bellwether_core::Dice;
+use bellwether_core::{Dice, Moment};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,8 +41,12 @@ use crate::net::{Address, SocketAddress};
 use crate::server::listener::Load;
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile;
+use crate::snapshot::memory::Recalled;
 use crate::snapshot::registry::Registry;
-use crate::telemetry::{AccessLog, AccessOutput, BuildInfo, Events, LogControl, Recorder, Sink, Vitals};
+use crate::telemetry::{
+    AccessLog, AccessOutput, BuildInfo, Change, EventKind, Events, LogControl, Recorder, Sink, Vitals,
+};
+use legacy::Legacy;
 use sockets::Sockets;
 pub use supervisor::{Ended, Load as Source, Signal};
 use supervisor::{Inbox, Outbox, Supervisor, Tasks};
@@ -142,6 +147,10 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     let clock = Clock::start();
     let recorder = Arc::new(Recorder::new(compile::recorder_settings(&document)));
     let registry = Registry::new(Arc::clone(&recorder), clock);
+    let events = Arc::new(Events::default());
+    let state = sockets.inherited.as_ref().map(upgrade::Inherited::state);
+    let legacy =
+        state.and_then(|state| recall(state, &registry, &events, clock.now().minus(began.elapsed())));
     let Some(compiled) = compile::compile(&document, &registry, 1, &mut diagnostics) else {
         return Err(NotStarted {
             code: if diagnostics.only_the_machine_refuses() {
@@ -194,7 +203,6 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
     };
     let cell = Arc::new(Cell::new(Arc::new(snapshot)));
     let mut dice = Dice::new(seed);
-    let events = Arc::new(Events::default());
     let parts = worker::Parts {
         cell: Arc::clone(&cell),
         clock,
@@ -266,6 +274,9 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         signalled: false,
         watchdog: systemd::watchdog_interval(),
     };
+    if let Some(legacy) = legacy {
+        legacy.go_on(&supervisor.admin);
+    }
     supervisor.begin(fresh);
     let sampler = pressure::Sampler {
         vitals: Arc::clone(&supervisor.vitals),
@@ -310,6 +321,41 @@ pub async fn start(options: Options) -> Result<Running, NotStarted> {
         diagnostics,
         operators,
     })
+}
+
+/// Takes over what a predecessor had learned; says how much, or why nothing.
+fn recall(state: &[u8], registry: &Registry, events: &Events, then: Moment) -> Option<Legacy> {
+    if state.is_empty() {
+        return None;
+    }
+    let (legacy, to, evidence) = match Legacy::read(state) {
+        Ok(legacy) => {
+            let Recalled {
+                breakers,
+                ejected,
+                endpoints,
+            } = legacy.recall(registry, then);
+            let evidence = format!(
+                "{endpoints} endpoints, {ejected} of them ejected, and {breakers} breakers that are not closed"
+            );
+            tracing::info!("taken over from the previous process: {evidence}");
+            (Some(legacy), "recalled", evidence)
+        }
+        Err(error) => {
+            tracing::warn!("what the previous process had learned is not taken over: {error}");
+            (None, "forgotten", error.to_string())
+        }
+    };
+    events.push(Change {
+        kind: EventKind::Replacement,
+        subject: "state".to_owned(),
+        from: String::new(),
+        to: to.to_owned(),
+        reason: "hand_over".to_owned(),
+        evidence,
+        generation: 0,
+    });
+    legacy
 }
 
 fn admin_url(address: &SocketAddress, settings: Option<&compile::AdminSettings>) -> String {

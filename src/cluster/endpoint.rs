@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bellwether_core::Moment;
 use bellwether_core::arbiter::{Arbiter, Availability, Opinion, Source};
-use bellwether_core::balance::Load;
+use bellwether_core::balance::{Load, SavedLoad};
 use bellwether_core::breaker::{self, Breaker};
-use bellwether_core::ejection::Ejection;
+use bellwether_core::ejection::{self, Ejection};
 use bellwether_core::health::{Checks, Verdict};
 use bellwether_core::heartbeat::Beats;
-use bellwether_core::idle::IdleLimit;
+use bellwether_core::idle::{self, IdleLimit};
 use bellwether_core::limit::Places;
 use bellwether_core::outlier::{self, Tally};
 use bellwether_core::pulse::Pulse;
@@ -98,16 +98,68 @@ pub struct EndpointState {
     pub idle: IdleLimit,
 }
 
-/// What of an endpoint's health outlives a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What another process has to know, free of this one's clock. What operators said is not part of it: they are asked by
+/// name, and their orders are handed over beside it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Saved {
+    /// Latency, success.
+    pub load: SavedLoad,
+    /// How long it is still out.
+    pub ejection: ejection::Saved,
+    /// How its own breaker stands, if it has one.
+    pub breaker: Option<breaker::Saved>,
     /// What checks have shown; none if it was not checked.
     pub verdict: Option<Verdict>,
     /// Incarnation and number of the newest heartbeat: what comes must be newer.
     pub newest: Option<(u64, u64)>,
+    /// How long ago it joined or came back; none if it was there at the start.
+    pub joined_ago: Option<Duration>,
+    /// How long it keeps idle connections.
+    pub idle: idle::Saved,
 }
 
 impl EndpointState {
+    /// What another process has to know.
+    pub fn save(&self, now: Moment) -> Saved {
+        let joined = self.arbiter.entered();
+        Saved {
+            load: self.load.save(now),
+            ejection: self.ejection.save(now),
+            breaker: self.breakers.last().map(|breaker| breaker.save(now)),
+            verdict: self.checks.lock().as_ref().map(Checks::verdict),
+            newest: self.beats.lock().newest(),
+            joined_ago: (joined > Moment::ZERO).then(|| now.since(joined)),
+            idle: self.idle.save(now),
+        }
+    }
+
+    /// The record of an endpoint that another process knew.
+    pub fn restored(saved: &Saved, now: Moment) -> Self {
+        let joined = saved.joined_ago.map_or(Moment::ZERO, |ago| now.minus(ago));
+        let state = Self {
+            load: Load::restored(&saved.load, now),
+            idle: IdleLimit::restored(saved.idle, now),
+            ..Self::new(joined)
+        };
+        state.ejection.restore(saved.ejection, now);
+        *state.checks.lock() = saved.verdict.map(Checks::with);
+        *state.beats.lock() = Beats::after(saved.newest);
+        let down = |source, reason| {
+            let evidence = "as the process before found".to_owned();
+            state.arbiter.set(source, Opinion::Down, reason, evidence, now);
+        };
+        if saved.verdict.is_some_and(|verdict| !verdict.is_used()) {
+            down(Source::Check, reason::CHECK_FAILED);
+        }
+        if state.ejection.is_out() {
+            down(Source::Ejection, "taken_over");
+        }
+        if let Some(breaker) = &saved.breaker {
+            state.breakers.put(Breaker::restored(breaker, now));
+        }
+        state
+    }
+
     /// A fresh record. `joined` is `Moment::ZERO` for members that are there from the start.
     pub fn new(joined: Moment) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -138,25 +190,6 @@ impl EndpointState {
         self.arbiter.availability()
     }
 
-    /// What outlives the process, apart from [`EndpointState::ejection`].
-    pub fn save(&self) -> Saved {
-        Saved {
-            verdict: self.checks.lock().as_ref().map(Checks::verdict),
-            newest: self.beats.lock().newest(),
-        }
-    }
-
-    /// Takes over what another process knew, before anything is known here.
-    pub fn restore(&self, saved: Saved, now: Moment) {
-        *self.checks.lock() = saved.verdict.map(Checks::with);
-        *self.beats.lock() = Beats::after(saved.newest);
-        if saved.verdict.is_some_and(|verdict| !verdict.is_used()) {
-            let evidence = "as the process before found".to_owned();
-            self.arbiter
-                .set(Source::Check, Opinion::Down, reason::CHECK_FAILED, evidence, now);
-        }
-    }
-
     /// How attempts went, over the window that the settings ask for.
     pub fn tally(&self, settings: &outlier::Settings) -> Arc<Tally> {
         self.tallies.take(
@@ -173,10 +206,15 @@ impl EndpointState {
         )
     }
 
-    /// It was ejected, and this long a probe may take; none where slowness was not the reason.
+    /// It is taken for slow, and this long a probe may take to show otherwise; none if slowness is not the question.
     pub(super) fn set_slow(&self, bound: Option<Duration>) {
         let nanos = bound.map_or(0, |bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX));
         self.slow.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Whether it is taken for slow, so that it gets nearly nothing to show otherwise.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.slow.load(Ordering::Relaxed) > 0
     }
 
     /// Whether a probe that took so long shows that it is as slow as it was.

@@ -188,6 +188,26 @@ impl ClusterState {
         self.budgets
             .take(|budget| budget.fits(settings), |_| Budget::new(settings.window))
     }
+
+    /// The breaker as it was last, whatever its settings.
+    pub fn last_breaker(&self) -> Option<Arc<Breaker>> {
+        self.breakers.last()
+    }
+
+    /// The budget as it was last.
+    pub fn last_budget(&self) -> Option<Arc<Budget>> {
+        self.budgets.last()
+    }
+
+    /// Goes on with a breaker of another process.
+    pub fn recall_breaker(&self, breaker: Breaker) {
+        self.breakers.put(breaker);
+    }
+
+    /// Goes on with a budget of another process.
+    pub fn recall_budget(&self, budget: Budget) {
+        self.budgets.put(budget);
+    }
 }
 
 /// Endpoints that a request has tried already.

@@ -74,33 +74,74 @@ impl Cluster {
         })
     }
 
-    /// An endpoint that is out, and to which a copy of a request may be sent to find out whether it works again.
+    /// An endpoint that is out, or in service and avoided for being slow, and to which a copy of a request may be sent to
+    /// find out how it is: who gets nothing to answer has no other way to show it.
     pub fn rehearsal(&self, now: Moment) -> Option<usize> {
         // Ordering: Relaxed; a hint that the sweep sets right.
         if !self.settings.rehearsals || !self.state.any_out.load(Ordering::Relaxed) {
             return None;
         }
         self.endpoints.iter().position(|endpoint| {
-            let only_ejected =
-                endpoint.weight > 0 && endpoint.state.availability().is_removed_only_by(Source::Ejection);
-            only_ejected && endpoint.state.ejection.rehearse(now)
+            let (state, availability) = (&endpoint.state, endpoint.state.availability());
+            if endpoint.weight == 0 {
+                false
+            } else if availability.is_available() {
+                state.is_suspect() && state.ejection.turn(now)
+            } else {
+                availability.is_removed_only_by(Source::Ejection) && state.ejection.rehearse(now)
+            }
         })
     }
 
     /// What came of it; `took` is the time to the head of the answer.
     pub fn rehearsed(&self, index: usize, well: bool, took: Duration, witness: Witness<'_>) {
-        let endpoint = &self.endpoints[index];
-        let well = well && !endpoint.state.is_still_slow(took);
-        if endpoint.state.ejection.rehearsed(well, witness.now) {
-            self.tell(
-                index,
-                "ejected",
-                "probe_due",
-                "rehearsed",
-                "copies of requests went well",
-                witness,
-            );
+        let state = &self.endpoints[index].state;
+        let is_out = state.ejection.is_out();
+        if well && !is_out {
+            state.recent.record(took, witness.now);
+            state.load.learn(took, witness.now);
         }
+        let well = well && !state.is_still_slow(took);
+        if !state.ejection.rehearsed(well, witness.now) {
+            return;
+        }
+        if is_out {
+            let evidence = "copies of requests went well";
+            self.tell(index, "ejected", "probe_due", "rehearsed", evidence, witness);
+        } else {
+            // It is fast again, which an average would believe in half a minute.
+            state.load.forget();
+            state.set_slow(None);
+        }
+    }
+
+    /// Looks who is so much slower than the others that the balancer avoids it; returns how many are.
+    fn suspect_slow(&self, factor: f64, now: Moment) -> usize {
+        let expected = |endpoint: &Endpoint| {
+            let load = &endpoint.state.load;
+            let estimate = load.estimate(Moment::ZERO, f32::INFINITY)?.max(load.silence(now));
+            Some(Duration::from_secs_f32(estimate))
+        };
+        let serving = self.endpoints.iter().filter(|endpoint| endpoint.is_usable());
+        let known: Vec<(&Endpoint, Duration)> = serving
+            .filter_map(|endpoint| Some((endpoint, expected(endpoint)?)))
+            .collect();
+        let mut sorted: Vec<Duration> = known.iter().map(|(_, expected)| *expected).collect();
+        sorted.sort_unstable();
+        // The lower one in the middle: of two, the faster is what is usual.
+        let Some(usual) = sorted.get(sorted.len().saturating_sub(1) / 2).copied() else {
+            return 0;
+        };
+        let bound = usual.mul_f64(factor).max(usual + LEAST_EXCESS);
+        let mut suspects = 0;
+        for (endpoint, expected) in known {
+            let is_slow = expected > bound;
+            suspects += usize::from(is_slow);
+            if is_slow != endpoint.state.is_suspect() {
+                endpoint.state.set_slow(is_slow.then_some(bound));
+            }
+        }
+        suspects
     }
 
     /// An attempt that `began` then is over, with all of its body.
@@ -201,8 +242,12 @@ impl Cluster {
             .iter()
             .filter(|endpoint| !endpoint.is_in_service())
             .count();
+        let suspects = match settings.latency_factor {
+            Some(factor) => self.suspect_slow(factor, witness.now),
+            None => 0,
+        };
         // Ordering: Relaxed; an ejection that this overwrites is found by the next sweep.
-        self.state.any_out.store(out > 0, Ordering::Relaxed);
+        self.state.any_out.store(out + suspects > 0, Ordering::Relaxed);
         out as u64
     }
 
@@ -328,6 +373,9 @@ impl Cluster {
         });
     }
 }
+
+/// Who is slower by less is slow for nobody.
+const LEAST_EXCESS: Duration = Duration::from_millis(50);
 
 fn length(ejected: &Ejected, now: Moment) -> String {
     let seconds = ejected.until.since(now).as_secs_f64();

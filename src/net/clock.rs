@@ -15,12 +15,16 @@ pub struct Clock {
     origin: Instant,
 }
 
+/// How far back a moment can lie at the start.
+const PAST: Duration = Duration::from_secs(3600);
+
 impl Clock {
-    /// A clock whose `Moment::ZERO` is one second ago, so that "a moment ago" exists right from the start.
+    /// A clock whose `Moment::ZERO` is an hour ago: "a moment ago" exists right from the start, and what a predecessor
+    /// saw shortly before it handed over can be said.
     pub fn start() -> Self {
         let now = Instant::now();
         Self {
-            origin: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
+            origin: now.checked_sub(PAST).unwrap_or(now),
         }
     }
 

@@ -774,6 +774,15 @@ fn forward(
     cx.status = head.status.as_u16();
     cx.grpc_status = rest.attempt.grpc_status();
     cx.refused_beyond = rest.attempt.was_refused();
+    if matches!(
+        head.status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    ) {
+        let since_epoch = cx.worker.since_epoch(cx.worker.tools.wheel.recent());
+        if let Some(Pushback::After(wait)) = pushback(&head.headers, since_epoch) {
+            cx.asked_to_wait = Some(wait);
+        }
+    }
     cx.answered();
     let upgraded = upgrade::is_accepted(cx, &head);
     let protocol = if upgraded {

@@ -34,6 +34,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer is read, to keep its connection.
 const MOST: u64 = 1024 * 1024;
 
+/// Says to who gets it that a request is a copy, and what for.
+const COPY: HeaderName = HeaderName::from_static("x-bellwether-copy");
+
 /// Everything a copy needs of the request.
 struct Copied {
     method: Method,
@@ -44,12 +47,14 @@ struct Copied {
 }
 
 impl Copied {
-    fn of(sendable: &Sendable<'_>, content: Bytes) -> Self {
+    fn of(sendable: &Sendable<'_>, content: Bytes, what_for: &'static str) -> Self {
+        let mut added = sendable.added.to_vec();
+        added.push((COPY, HeaderValue::from_static(what_for)));
         Self {
+            added,
             method: sendable.method.clone(),
             target: sendable.target.to_owned(),
             headers: sendable.headers.clone(),
-            added: sendable.added.to_vec(),
             content,
         }
     }
@@ -118,7 +123,7 @@ impl Copied {
 /// Sends a copy to another cluster, and learns nothing from it.
 pub(super) fn mirror(cx: &RequestCx, cluster: Arc<Cluster>, sendable: &Sendable<'_>, content: Bytes) {
     let worker = Rc::clone(&cx.worker);
-    let copied = Copied::of(sendable, content);
+    let copied = Copied::of(sendable, content, "mirror");
     tokio::task::spawn_local(async move {
         let now = worker.tools.wheel.now();
         let ask = Ask {
@@ -146,7 +151,7 @@ pub(super) fn rehearse(cx: &RequestCx, route: &Arc<Route>, cluster: &Arc<Cluster
     };
     let (worker, route, cluster) = (Rc::clone(&cx.worker), Arc::clone(route), Arc::clone(cluster));
     let generation = cx.view.snapshot.generation;
-    let copied = Copied::of(sendable, Bytes::new());
+    let copied = Copied::of(sendable, Bytes::new(), "rehearsal");
     tokio::task::spawn_local(async move {
         let result = copied
             .send(&worker, &cluster, index, Some(&route.failure_when))

@@ -76,6 +76,8 @@ pub(crate) struct RequestCx {
     pub(super) hurried: bool,
     /// The status of a refusal, where it is not that of its reason.
     pub(super) refused_with: Option<StatusCode>,
+    /// How long the answer asks to stay away.
+    pub(super) asked_to_wait: Option<Duration>,
     /// When it is worth asking again.
     pub(super) retry_after: Option<Duration>,
     pub(super) endpoint: Option<u32>,
@@ -155,6 +157,7 @@ impl RequestCx {
             hurried: false,
             refused_with: None,
             refused_beyond: false,
+            asked_to_wait: None,
             retry_after: None,
             endpoint: None,
             replay: Replay::none(),
@@ -273,7 +276,7 @@ impl RequestCx {
             None if self.refused_beyond => Outcome::Ignored,
             None => {
                 let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
-                match (when.of_status(status, None), self.grpc_status) {
+                match (when.of_status(status, self.asked_to_wait), self.grpc_status) {
                     (Outcome::Success, Some(code)) => when.of_grpc(code),
                     (outcome, _) => outcome,
                 }

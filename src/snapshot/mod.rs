@@ -10,6 +10,7 @@ pub mod compile;
 pub mod diff;
 pub mod failure;
 pub mod guard;
+pub mod memory;
 pub mod rate;
 pub mod registry;
 pub mod route;

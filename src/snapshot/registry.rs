@@ -39,16 +39,16 @@ pub struct Registry {
     forget_after: Duration,
     /// Where balancers start; differs between processes so that proxies do not go through members in step.
     seed: u64,
-    known: Mutex<Known>,
+    pub(super) known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    endpoints: HashMap<Arc<str>, HashMap<SocketAddress, Kept<EndpointState>>>,
-    clusters: HashMap<Arc<str>, Kept<ClusterState>>,
-    routes: HashMap<Arc<str>, Kept<RouteState>>,
+pub(super) struct Known {
+    pub(super) endpoints: HashMap<Arc<str>, HashMap<SocketAddress, Kept<EndpointState>>>,
+    pub(super) clusters: HashMap<Arc<str>, Kept<ClusterState>>,
+    pub(super) routes: HashMap<Arc<str>, Kept<RouteState>>,
     /// The last members that discovery told, as long as the cluster is known.
-    members: HashMap<Arc<str>, Arc<[Member]>>,
+    pub(super) members: HashMap<Arc<str>, Arc<[Member]>>,
     /// The newest last. More than one only between a reload and the end of the connections before it.
     servers: HashMap<Arc<str>, Vec<Kept<ServerTls>>>,
     clients: HashMap<Arc<str>, Vec<Kept<ClientTls>>>,
@@ -56,13 +56,13 @@ struct Known {
 
 /// A record, and when it was last known to be held by somebody else.
 #[derive(Debug)]
-struct Kept<T> {
-    value: Arc<T>,
+pub(super) struct Kept<T> {
+    pub(super) value: Arc<T>,
     seen: Moment,
 }
 
 impl<T> Kept<T> {
-    const fn new(value: Arc<T>, now: Moment) -> Self {
+    pub(super) const fn new(value: Arc<T>, now: Moment) -> Self {
         Self { value, seen: now }
     }
 

@@ -286,6 +286,33 @@ impl RouteState {
             |last| Breaker::after(last.map(|last| &**last), settings, now),
         )
     }
+
+    /// The breakers that it has for endpoints by itself, by the endpoints' ids.
+    pub(super) fn breakers_of_endpoints(&self) -> Vec<(u64, Arc<Breaker>)> {
+        let known = self.of_endpoints.lock();
+        let breakers = known
+            .iter()
+            .filter_map(|(id, (_, shelf))| Some((*id, shelf.last()?)));
+        breakers.collect()
+    }
+
+    /// Goes on with such a breaker of another process.
+    pub(super) fn recall_breaker_of(&self, endpoint: &Arc<EndpointState>, breaker: Breaker) {
+        let shelf = Shelf::default();
+        shelf.put(breaker);
+        let kept = (Arc::downgrade(endpoint), shelf);
+        self.of_endpoints.lock().insert(endpoint.id, kept);
+    }
+
+    /// The breaker as it was last, whatever its settings.
+    pub(super) fn last_breaker(&self) -> Option<Arc<Breaker>> {
+        self.breakers.last()
+    }
+
+    /// Goes on with a breaker of another process.
+    pub(super) fn recall_breaker(&self, breaker: Breaker) {
+        self.breakers.put(breaker);
+    }
 }
 
 /// One request's place under a route's limit; dropping it gives the place back.

@@ -147,6 +147,11 @@ struct Holding {
 
 impl Holding {
     fn new(name: &'static str) -> Self {
+        Self::with_room(name, usize::MAX)
+    }
+
+    /// The same, failing what comes when there are as many already.
+    fn with_room(name: &'static str, room: usize) -> Self {
         let (let_go, now, most) = (Arc::new(Semaphore::new(0)), Arc::default(), Arc::default());
         let (gate, running, peak): (_, Arc<AtomicUsize>, Arc<AtomicUsize>) =
             (Arc::clone(&let_go), Arc::clone(&now), Arc::clone(&most));
@@ -158,7 +163,8 @@ impl Holding {
                     peak.fetch_max(at_once, Ordering::SeqCst);
                     gate.acquire().await.expect("never closed").forget();
                     running.fetch_sub(1, Ordering::SeqCst);
-                    peer.answer(&request, 200, "", name.as_bytes()).await?;
+                    let status = if at_once > room { 500 } else { 200 };
+                    peer.answer(&request, status, "", name.as_bytes()).await?;
                 }
                 Ok(())
             }
@@ -469,107 +475,69 @@ async fn a_stranger_cannot_say_that_it_matters() {
     assert_eq!(upstream.only().fields.all("x-bellwether-priority"), ["low"]);
 }
 
-/// A service with room for a hundred: above that it fails, and clients want three hundred at once.
+const CLASSES: [&str; 3] = [
+    "x-bellwether-priority: low\r\n",
+    "x-bellwether-priority: normal\r\n",
+    "x-bellwether-priority: high\r\n",
+];
+
+/// A service with room for a hundred, which fails what is above that, and three hundred who want it at once.
 #[tokio::test]
 async fn scenario_34_a_service_at_three_times_its_capacity_does_what_it_can() {
-    const CAPACITY: usize = 100;
-    let run = async |limits: &str| -> Tally {
-        let now = Arc::new(AtomicUsize::new(0));
-        let (looks, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let service = {
-            let (looks, most) = (Arc::clone(&looks), Arc::clone(&most));
-            Upstream::each(move |mut peer| {
-                let (now, looks, most) = (Arc::clone(&now), Arc::clone(&looks), Arc::clone(&most));
-                async move {
-                    while let Some(request) = peer.request().await? {
-                        let at_once = now.fetch_add(1, Ordering::SeqCst) + 1;
-                        looks.fetch_add(1, Ordering::SeqCst);
-                        most.fetch_max(at_once, Ordering::SeqCst);
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                        now.fetch_sub(1, Ordering::SeqCst);
-                        let status = if at_once > CAPACITY { 500 } else { 200 };
-                        peer.answer(&request, status, "", b"").await?;
-                    }
-                    Ok(())
-                }
-            })
-        };
-        let route = "    retry: off\n    circuit_breaker: off\n    timeout: off\n";
+    let held = Holding::with_room("ok", 100);
+    let route = "    retry: off\n    circuit_breaker: off\n    timeout: off\n";
+    let config = |limits: &str| {
         let cluster = format!("    outlier_detection: off\n{limits}");
-        let config = with(route, &cluster, &[service.address()]).replace("  web: 127.0.0.1:0\n", TRUSTING);
-        let proxy = proxy(&config).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut clients = JoinSet::new();
-        for (class, count) in CLASSES.iter().zip([100; 3]) {
-            for _ in 0..count {
-                let (address, stop) = (proxy.web(), Arc::clone(&stop));
-                clients.spawn_on(client_of(address, class, stop), background().handle());
+        with(route, &cluster, &[held.address()]).replace("  web: 127.0.0.1:0\n", TRUSTING)
+    };
+    let guarded = proxy(&config("    limits: { max_in_flight: 100, max_queue: 0 }\n")).await;
+    // The least important come first, and then the most important: either way all of the service is used, and not more.
+    let [low, normal, high] = CLASSES;
+    for rush in [
+        [(low, 70), (normal, 90), (high, 100)],
+        [(high, 100), (normal, 100), (low, 100)],
+    ] {
+        let mut admitted = Vec::new();
+        for (class, room) in rush {
+            let asked: Vec<_> = (0..100).map(|_| sent(guarded.web(), class)).collect();
+            let shed = 100 - (room - admitted.len());
+            eventually("the rest is refused", || {
+                asked.iter().filter(|answer| answer.is_finished()).count() == shed
+            })
+            .await;
+            held.holds(room).await;
+            for answer in asked {
+                if answer.is_finished() {
+                    assert_eq!(status_of(answer).await, (503, Some("overflow".to_owned())));
+                } else {
+                    admitted.push(answer);
+                }
             }
         }
-        // A busy machine needs longer to ask for as much as there is.
-        eventually("the service is asked and full", || {
-            looks.load(Ordering::SeqCst) >= 1200 && most.load(Ordering::SeqCst) >= 90
+        held.let_go.add_permits(100);
+        for answer in admitted {
+            assert_eq!(status_of(answer).await, (200, None), "what is let in is done");
+        }
+        held.holds(0).await;
+        // A place is given back when the answer is complete, which its client may know a moment earlier.
+        eventually_async("every place is free again", || async {
+            let metrics = guarded.metrics().await;
+            metrics.sum("bellwether_requests_in_flight", &[("route", "route-1")]) == 0.0
         })
         .await;
-        stop.store(true, Ordering::SeqCst);
-        let mut tally = Tally::default();
-        while let Some(counts) = soon("the clients", clients.join_next()).await {
-            let (class, [good, failed, shed]) = counts.expect("no panic");
-            tally.good += good;
-            tally.failed += failed;
-            let place = CLASSES.iter().position(|known| *known == class).expect("a class");
-            tally.shed[place] += shed;
-            tally.asked[place] += good + failed + shed;
-        }
-        tally.most = most.load(Ordering::SeqCst);
-        tally
-    };
-    let guarded = run("    limits: { max_in_flight: 100, max_queue: 0 }\n").await;
-    assert_eq!(guarded.failed, 0, "{guarded:?}");
-    // How well the places are used over time is claimed where time is a number: core/src/line.rs.
-    assert!((90..=CAPACITY).contains(&guarded.most), "{guarded:?}");
-    let share = |class: usize| guarded.shed[class] as f64 / guarded.asked[class] as f64;
-    assert!(share(0) < share(1) && share(1) < share(2), "{guarded:?}");
-
-    // Without the limit it is not the service that decides, but its collapse.
-    let open = run("").await;
-    assert!(open.good * 2 < open.good + open.failed, "{open:?}");
-}
-
-const CLASSES: [&str; 3] = ["high", "normal", "low"];
-
-#[derive(Debug, Default)]
-struct Tally {
-    good: usize,
-    failed: usize,
-    shed: [usize; 3],
-    asked: [usize; 3],
-    /// The most requests at the service at one time.
-    most: usize,
-}
-
-/// Asks until it is stopped, and comes again a little later where it was refused.
-async fn client_of(
-    address: SocketAddr,
-    class: &'static str,
-    stop: Arc<AtomicBool>,
-) -> (&'static str, [usize; 3]) {
-    let mut client = Client::connect(address).await;
-    let fields = format!("x-bellwether-priority: {class}\r\n");
-    let mut counts = [0; 3];
-    while !stop.load(Ordering::SeqCst) {
-        let answer = client.ask("GET", "/", &fields, b"").await;
-        match (answer.status, answer.rejected()) {
-            (200, None) => counts[0] += 1,
-            (500, None) => counts[1] += 1,
-            (503, Some("overflow")) => {
-                counts[2] += 1;
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
-            _ => panic!("{answer:?}"),
-        }
     }
-    (class, counts)
+    assert_eq!(held.most.load(Ordering::SeqCst), 100);
+
+    // Without the limit it is not the proxy that refuses, but the service that fails.
+    let open = proxy(&config("")).await;
+    let asked: Vec<_> = (0..300).map(|_| sent(open.web(), CLASSES[0])).collect();
+    held.holds(300).await;
+    held.let_go.add_permits(300);
+    let mut failed = 0;
+    for answer in asked {
+        failed += usize::from(status_of(answer).await.0 == 500);
+    }
+    assert_eq!(failed, 200);
 }
 
 /// Everything this proxy refuses by itself, seen by the one before it: nobody is blamed, nothing is tried again.
@@ -919,6 +887,10 @@ async fn scenario_36_the_limit_learns_that_a_service_has_become_slower() {
                     answer.status == 200 || answer.rejected() == Some("overload"),
                     "{answer:?}"
                 );
+                if answer.status != 200 {
+                    // Who is refused comes again a little later, and leaves the machine to the others.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
         };
         clients.spawn_on(client, background().handle());

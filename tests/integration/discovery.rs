@@ -190,7 +190,7 @@ fn left_out() {
 }
 
 #[tokio::test]
-async fn a_name_is_asked_again_when_its_answer_expires() {
+async fn scenario_41_a_name_is_asked_again_when_its_answer_expires() {
     let Some(server) = NameServer::start() else {
         return left_out();
     };
@@ -233,7 +233,7 @@ async fn an_answer_that_lasts_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn names_that_cannot_be_asked_keep_their_last_addresses() {
+async fn scenario_41_names_that_cannot_be_asked_keep_their_last_addresses() {
     let Some(server) = NameServer::start() else {
         return left_out();
     };
@@ -259,14 +259,51 @@ async fn names_that_cannot_be_asked_keep_their_last_addresses() {
         }
         let before = server.asked();
         eventually("both families are asked for", || server.asked() >= before + 2).await;
+        eventually_async("it is told", || async { stale(&proxy).await == 1.0 }).await;
         answered_by(&proxy, &["a"]).await;
         all_is_well();
         let before = server.asked();
         eventually("they are asked for again", || server.asked() >= before + 2).await;
+        eventually_async("it is over", || async { stale(&proxy).await == 0.0 }).await;
     }
     // And it is believed again.
     server.say("app.test", Says::Addresses(vec![ip(2)], 1));
     answered_by(&proxy, &["b"]).await;
+    load.stop_without_failure().await;
+}
+
+async fn stale(proxy: &Proxy) -> f64 {
+    proxy
+        .metrics()
+        .await
+        .sum("bellwether_discovery_stale", &[("cluster", "app")])
+}
+
+/// Nine of ten gone in one answer: asked again before it is believed.
+#[tokio::test]
+async fn scenario_41_most_of_them_gone_in_one_answer_is_held_until_it_is_said_again() {
+    const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let Some(server) = NameServer::start() else {
+        return left_out();
+    };
+    let all: Vec<IpAddr> = (1..=10).map(ip).collect();
+    let places: [_; 10] = std::array::from_fn(|at| (NAMES[at], all[at]));
+    let (port, _upstreams) = on_one_port(places);
+    server.say("app.test", Says::Addresses(all.clone(), 1));
+    let proxy = asking(&server, &format!("      dns: {{ name: \"app.test:{port}\" }}\n")).await;
+    let endpoints = || async {
+        let list = proxy.admin_get("/api/v1/clusters/app/endpoints").await.json();
+        list["endpoints"].as_array().expect("a list").len()
+    };
+    eventually_async("all ten are there", || async { endpoints().await == 10 }).await;
+    let load = Load::get(proxy.web(), 2);
+    server.say("app.test", Says::Addresses(vec![all[9]], 1));
+    eventually_async("the answer is held", || async { stale(&proxy).await == 1.0 }).await;
+    assert_eq!(endpoints().await, 10);
+    // Said again after a while, it is believed.
+    eventually_async("one is left", || async { endpoints().await == 1 }).await;
+    assert_eq!(stale(&proxy).await, 0.0);
+    answered_by(&proxy, &["j"]).await;
     load.stop_without_failure().await;
 }
 

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::client::{Client, get};
+use crate::support::client::Client;
 use crate::support::h2::H2;
 use crate::support::proxy::{Proxy, proxy, to};
 use crate::support::upstream::Upstream;
-use crate::support::{background, soon};
+use crate::support::{background, eventually, soon};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -134,7 +134,7 @@ async fn is_contained(name: &str, proxy: &Proxy, opening: &[u8], next: fn(u32) -
 }
 
 #[tokio::test]
-async fn frames_that_ask_for_nothing_end_the_connection() {
+async fn scenario_44_frames_that_ask_for_nothing_end_the_connection() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&to(&[upstream.address()])).await;
     is_contained("PING", &proxy, &[], |_| frame(PING, 0, 0, &[0; 8])).await;
@@ -162,7 +162,7 @@ async fn frames_that_ask_for_nothing_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_ends_the_connection() {
+async fn scenario_44_a_head_that_never_ends_ends_the_connection() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&to(&[upstream.address()])).await;
     let begun = frame(HEADERS, END_STREAM, 1, REQUEST);
@@ -189,7 +189,7 @@ async fn a_head_that_never_ends_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn streams_that_are_reset_before_anybody_looks_end_the_connection() {
+async fn scenario_44_streams_that_are_reset_before_anybody_looks_end_the_connection() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&to(&[upstream.address()])).await;
     let served = |upstream: &Upstream| upstream.requests();
@@ -217,7 +217,7 @@ fn hurried(lines: &str, upstream: &Upstream) -> String {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_given_up() {
+async fn scenario_44_a_head_that_drips_is_given_up() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&hurried("    timeouts: { headers: 300ms }\n", &upstream)).await;
     // Neither empty frames nor single bytes of one are a head.
@@ -231,5 +231,35 @@ async fn a_head_that_drips_is_given_up() {
         let told = soon("the end", told).await.expect("no panic");
         assert_eq!(told, Some(ENHANCE_YOUR_CALM));
     }
-    assert_eq!(get(proxy.web(), "/").await.status, 200);
+    // The same with HTTP/1.1, by many at once, who leave nothing behind.
+    let mut other = Client::connect(proxy.web()).await;
+    assert_eq!(other.get("/").await.status, 200);
+    let before = (proxy.memory(), proxy.descriptors());
+    let drips: Vec<_> = (0..200)
+        .map(|_| {
+            let address = proxy.web();
+            background().spawn(async move {
+                let mut client = Client::connect(address).await;
+                client.send("GET / HTTP/1.1\r\nhost: test.example\r\n").await;
+                // A field every now and then, for as long as somebody listens.
+                let mut fields = 0;
+                while client.try_send("x-slow: y\r\n").await.is_ok() {
+                    fields += 1;
+                    assert!(fields < 3000, "it goes on for ever");
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            })
+        })
+        .collect();
+    assert_eq!(other.get("/").await.status, 200);
+    for drip in drips {
+        soon("the end", drip).await.expect("no panic");
+    }
+    assert_eq!(other.get("/").await.status, 200);
+    let grown = proxy.memory().saturating_sub(before.0);
+    assert!(grown < 20 << 20, "{grown} bytes");
+    eventually("connections are given back", || {
+        proxy.descriptors() <= before.1 + 4
+    })
+    .await;
 }

@@ -257,3 +257,86 @@ async fn a_large_message_goes_through_both_ways() {
         .expect("a success");
     assert_eq!(answer.into_inner().text.len(), text.len());
 }
+
+/// A server that ends calls with UNAVAILABLE: `messages` after its head, or in its head alone.
+fn unavailable(messages: Option<usize>) -> H2Upstream {
+    H2Upstream::each(move |_, mut respond| async move {
+        let head = http::Response::builder().header("content-type", "application/grpc");
+        let Some(messages) = messages else {
+            let head = head.header("grpc-status", "14").body(()).expect("a head");
+            respond.send_response(head, true).expect("a stream");
+            return;
+        };
+        let head = head.body(()).expect("a head");
+        let mut stream = respond.send_response(head, false).expect("a stream");
+        for _ in 0..messages {
+            let message = Bytes::from_static(&[0, 0, 0, 0, 0]);
+            stream.send_data(message, false).expect("a stream");
+        }
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "14".parse().expect("ASCII"));
+        stream.send_trailers(trailers).expect("a stream");
+    })
+}
+
+/// Asks once and tells the status of the call and how many messages came.
+async fn status_of_call(proxy: &Proxy) -> (String, usize) {
+    let mut client = H2::connect(proxy.web()).await;
+    let request = HttpRequest::post(format!("http://{}/test.Echo/One", proxy.web()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(&[0_u8, 0, 0, 0, 0][..])
+        .expect("a request");
+    let answer = client.ask(request).await;
+    let status = answer
+        .fields
+        .get("grpc-status")
+        .or_else(|| answer.trailers.get("grpc-status"));
+    (status.unwrap_or("").to_owned(), answer.body.len() / 5)
+}
+
+#[tokio::test]
+async fn scenario_31_a_call_that_ends_without_a_message_is_tried_again_wherever_its_status_is() {
+    let route = "    circuit_breaker: off\n    retry: { retry_on: [\"grpc:unavailable\"], methods: all }\n";
+    let cluster =
+        format!("{HTTP2}    load_balancing: round_robin\n    slow_start: off\n    outlier_detection: off\n");
+    for (messages, is_tried_again) in [(None, true), (Some(0), true), (Some(1), false)] {
+        let (bad, good) = (unavailable(messages), GrpcUpstream::start());
+        let proxy = proxy(&with(route, &cluster, &[bad.address(), good.address()])).await;
+        let mut met = 0;
+        for _ in 0..4 {
+            let before = bad.requests();
+            let (status, came) = status_of_call(&proxy).await;
+            if bad.requests() == before {
+                continue;
+            }
+            met += 1;
+            if is_tried_again {
+                assert_eq!(
+                    (status.as_str(), came),
+                    ("0", 1),
+                    "{messages:?}: the other one answered"
+                );
+            } else {
+                assert_eq!(
+                    (status.as_str(), came),
+                    ("14", 1),
+                    "{messages:?}: what was begun is not begun again"
+                );
+            }
+        }
+        assert!(met > 0, "{messages:?}: it had its turn");
+        let metrics = proxy.metrics().await;
+        let failed = metrics.sum("bellwether_upstream_failures_total", &[("reason", "grpc")]);
+        assert_eq!(
+            failed as usize, met,
+            "{messages:?}: each is a failure of its endpoint"
+        );
+        let retries = metrics.sum("bellwether_retries_total", &[("trigger", "grpc")]);
+        assert_eq!(
+            retries as usize,
+            if is_tried_again { met } else { 0 },
+            "{messages:?}"
+        );
+    }
+}

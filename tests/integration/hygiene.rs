@@ -105,6 +105,90 @@ async fn a_stranger_cannot_say_who_the_client_is() {
     assert!(!answer.text().contains("6.6.6.6"), "{}", answer.text());
 }
 
+/// Words of ours that a stranger says neither reach the service nor change what is done.
+#[tokio::test]
+async fn scenario_43_a_stranger_cannot_speak_our_language() {
+    const OURS: [(&str, &str); 8] = [
+        ("x-bellwether-attempt", "9"),
+        ("x-bellwether-deadline-ms", "1"),
+        ("x-bellwether-priority", "critical"),
+        ("x-bellwether-no-retry", "1"),
+        ("x-bellwether-rejected", "overload"),
+        ("x-bellwether-outcome", "not-executed"),
+        ("x-bellwether-session", "forged"),
+        ("x_bellwether_debug", "1"),
+    ];
+    let upstream = Upstream::echo();
+    let proxy = proxy(&to(&[upstream.address()])).await;
+    let lines: String = OURS
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let answer = client::ask(proxy.web(), "GET", "/", &lines, b"").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for (name, value) in OURS {
+        assert_ne!(answer.echoed(name).as_deref(), Some(value), "{name}");
+        assert_eq!(answer.fields.get(name), None, "{name} comes back");
+    }
+    // It is still tried again on another endpoint, as any request is.
+    let dead = Upstream::refuses();
+    let both = to(&[dead.address(), upstream.address()]);
+    let proxy = crate::support::proxy::proxy(&both).await;
+    for _ in 0..10 {
+        assert_eq!(
+            client::ask(proxy.web(), "GET", "/", &lines, b"").await.status,
+            200
+        );
+    }
+}
+
+/// A deadline that nobody could meet is none: it is not passed on, nobody fails it, nobody is blamed.
+#[tokio::test]
+async fn scenario_43_a_deadline_of_a_nanosecond_harms_nobody() {
+    let upstream = Upstream::answers(200, "ok");
+    let other = Upstream::answers(200, "ok");
+    let proxy = proxy(&to(&[upstream.address(), other.address()])).await;
+    let call = "content-type: application/grpc\r\nte: trailers\r\ngrpc-timeout: 1n\r\n";
+    for _ in 0..100 {
+        let answer = client::ask(proxy.web(), "POST", "/a.B/C", call, b"").await;
+        assert_eq!(
+            (answer.status, answer.fields.get("grpc-status")),
+            (200, None),
+            "{answer:?}"
+        );
+    }
+    for _ in 0..20 {
+        assert_eq!(client::get(proxy.web(), "/").await.status, 200);
+    }
+    let breaker = proxy.admin_get("/api/v1/breakers/route-1").await.json();
+    assert_eq!(
+        (&breaker["state"], &breaker["window"]["failed"]),
+        (&"closed".into(), &0.into()),
+        "{breaker}"
+    );
+    let endpoints = proxy.admin_get("/api/v1/clusters/app/endpoints").await.json();
+    for endpoint in endpoints["endpoints"].as_array().expect("a list") {
+        assert_eq!(
+            (&endpoint["available"], &endpoint["success"]),
+            (&true.into(), &1.0.into()),
+            "{endpoint}"
+        );
+    }
+    let told = [&upstream, &other].map(|upstream| upstream.received());
+    let told = told
+        .iter()
+        .flatten()
+        .filter_map(|got| got.fields.get("grpc-timeout"));
+    assert!(
+        told.clone().all(|told| told != "1n"),
+        "{:?}",
+        told.collect::<Vec<_>>()
+    );
+    // Nor does it end what is no call of gRPC.
+    let answer = client::ask(proxy.web(), "GET", "/", "grpc-timeout: 1n\r\n", b"").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
 #[tokio::test]
 async fn what_a_trusted_proxy_says_is_extended() {
     let upstream = Upstream::echo();

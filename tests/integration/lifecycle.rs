@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use bellwether::app::upgrade::{Handover, Successor};
+
 use crate::support::client::{Client, ask, get, request};
 use crate::support::h2::H2;
 use crate::support::load::Load;
-use crate::support::proxy::{Start, proxy, to, with};
+use crate::support::proxy::{Proxy, Start, proxy, to, with};
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, eventually_async, soon};
 
@@ -318,8 +320,93 @@ async fn an_instance_ends_under_load_and_no_request_fails() {
     }
 }
 
+/// An upstream that echoes the bytes of a tunnel, and answers everything else.
+fn echoes_tunnels() -> Upstream {
+    Upstream::each(|mut peer| async move {
+        while let Some(request) = peer.request().await? {
+            if request.fields.has("upgrade") {
+                peer.send(
+                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n",
+                )
+                .await?;
+                let (mut from, mut to) = peer.reader.io.into_split();
+                tokio::io::copy(&mut from, &mut to).await?;
+                return Ok(());
+            }
+            peer.answer(&request, 200, "", b"ok").await?;
+        }
+        Ok(())
+    })
+}
+
+async fn echo(tunnel: &mut Client) {
+    tunnel.send("still here").await;
+    let heard = soon("an echo", tunnel.reader.exactly(10)).await.expect("an echo");
+    assert_eq!(heard, b"still here");
+}
+
+/// Everything at once: HTTP/1.1 and HTTP/2 under load, a tunnel, and an application that still needs its way out.
 #[tokio::test]
-async fn a_successor_takes_over_and_no_request_fails() {
+async fn scenario_37_a_sidecar_ends_under_load_and_its_application_is_the_last_to_lose_it() {
+    let upstream = echoes_tunnels();
+    let config = to(&[upstream.address()])
+        .replace(
+            "  web: 127.0.0.1:0\n",
+            "  web: 127.0.0.1:0\n  out: { address: 127.0.0.1:0, direction: outbound }\n",
+        )
+        .replace(
+            "  - cluster: app\n",
+            "  - cluster: app\n    listeners: [web, out]\n",
+        )
+        + "runtime:\n  worker_threads: 2\n  drain: { min: 500ms, max: 60s, wait_for_app: true }\n";
+    let (leaving, staying) = tokio::join!(proxy(&config), proxy(&config));
+    let (web, out) = (leaving.web(), leaving.listener("out"));
+    let loads = [Load::get(web, 4), Load::post(web, 4), Load::h2(web, 4)];
+    let mut tunnel = Client::connect(web).await;
+    let upgrade = "connection: upgrade\r\nupgrade: echo\r\n";
+    tunnel.send(request("GET", "/", upgrade, b"")).await;
+    assert_eq!(tunnel.answer().await.status, 101);
+    let mut application = Client::connect(out).await;
+    assert_eq!(application.get("/").await.status, 200);
+    for load in &loads {
+        load.more(300).await;
+    }
+
+    leaving.signal(Signal::TERM);
+    eventually_async("it says that it is not ready", || async {
+        leaving.admin_get("/readyz").await.status == 503
+    })
+    .await;
+    for load in &loads {
+        load.turn_to(staying.web());
+    }
+    eventually_async("nobody comes in any more", || async {
+        tokio::net::TcpStream::connect(web).await.is_err()
+    })
+    .await;
+    for load in loads {
+        load.more(300).await;
+        load.stop_without_failure().await;
+    }
+    // The application still finds its way out, on the connection that it has and on a new one.
+    echo(&mut tunnel).await;
+    for _ in 0..3 {
+        let answer = application.get("/").await;
+        assert_eq!((answer.status, answer.keep_alive), (200, true));
+    }
+    drop(tunnel);
+    for _ in 0..3 {
+        assert_eq!(get(out, "/").await.status, 200);
+        assert_eq!(application.get("/").await.status, 200);
+    }
+    // It is gone, and so is the last reason to stay.
+    drop(application);
+    let finished = leaving.finished().await;
+    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+}
+
+#[tokio::test]
+async fn scenario_40_a_successor_takes_over_and_no_request_fails() {
     let upstream = Upstream::answers(200, "ok");
     let old = proxy(&draining(&upstream, "300ms", "20s")).await;
     let web = old.web();
@@ -336,6 +423,229 @@ async fn a_successor_takes_over_and_no_request_fails() {
     assert_eq!(new.admin_get("/readyz").await.status, 200);
     for load in loads {
         load.stop_without_failure().await;
+    }
+}
+
+async fn breaker(proxy: &Proxy, id: &str) -> serde_json::Value {
+    proxy.admin_get(&format!("/api/v1/breakers/{id}")).await.json()
+}
+
+async fn endpoint(proxy: &Proxy, cluster: &str, upstream: &Upstream) -> serde_json::Value {
+    let path = format!("/api/v1/clusters/{cluster}/endpoints");
+    let list = proxy.admin_get(&path).await.json()["endpoints"].take();
+    let address = upstream.address().to_string();
+    let mut all = list.as_array().expect("a list").iter();
+    all.find(|known| known["address"] == *address)
+        .expect("a member")
+        .clone()
+}
+
+/// An open breaker stays open for as long as it had left, who was out stays out, and what operators ordered holds.
+#[tokio::test]
+async fn scenario_40_a_successor_knows_what_was_learned() {
+    let (steady, spare) = (Upstream::answers(200, "ok"), Upstream::answers(200, "ok"));
+    let (good, bad) = (Upstream::answers(200, "ok"), Upstream::answers(503, ""));
+    let (broken, ordered) = (Upstream::answers(500, ""), Upstream::answers(200, "ok"));
+    let (answers, checks) = (
+        std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(500)),
+        std::sync::Arc::<std::sync::atomic::AtomicUsize>::default(),
+    );
+    let checked = {
+        let (answers, checks) = (std::sync::Arc::clone(&answers), std::sync::Arc::clone(&checks));
+        Upstream::each(move |mut peer| {
+            let (answers, checks) = (std::sync::Arc::clone(&answers), std::sync::Arc::clone(&checks));
+            async move {
+                while let Some(request) = peer.request().await? {
+                    let status = answers.load(std::sync::atomic::Ordering::SeqCst);
+                    checks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    peer.answer(&request, u16::try_from(status).unwrap_or(500), "", b"")
+                        .await?;
+                }
+                Ok(())
+            }
+        })
+    };
+    let config = format!(
+        "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - name: broken\n    match: {{ path_prefix: /broken }}\n    \
+         cluster: broken\n    retry: off\n    circuit_breaker: {{ min_requests: 4, open_duration: 100s, max_open_duration: 200s }}\n  \
+         - name: ordered\n    match: {{ path_prefix: /ordered }}\n    cluster: ordered\n  - name: flaky\n    \
+         match: {{ path_prefix: /flaky }}\n    cluster: flaky\n    retry: off\n    circuit_breaker: off\n  - cluster: app\nclusters:\n  \
+         broken:\n    endpoints: [{}]\n  ordered:\n    endpoints: [{}]\n  flaky:\n    endpoints: [{}, {}]\n    \
+         load_balancing: round_robin\n    outlier_detection: {{ rehearsals: false, base_ejection_time: 100s, max_ejection_time: 200s }}\n  \
+         checked:\n    endpoints: [{}]\n    health_check: {{ path: /health, interval: 1s, timeout: 500ms, healthy_threshold: 100 }}\n  \
+         app:\n    endpoints: [{}, {}]\nruntime:\n  worker_threads: 2\n  drain: {{ min: 300ms, max: 20s }}\n",
+        broken.address(),
+        ordered.address(),
+        good.address(),
+        bad.address(),
+        checked.address(),
+        steady.address(),
+        spare.address(),
+    );
+    let old = proxy(&config).await;
+    let web = old.web();
+    eventually_async("the breaker opens", || async {
+        get(web, "/broken").await.rejected() == Some("breaker_open")
+    })
+    .await;
+    eventually_async("the bad one is out", || async {
+        get(web, "/flaky").await;
+        old.metrics().await.sum("bellwether_ejections_active", &[]) == 1.0
+    })
+    .await;
+    eventually_async("its check fails", || async {
+        endpoint(&old, "checked", &checked).await["healthy"] == false
+    })
+    .await;
+    // From here on its check passes; a hundred in a row would bring it back.
+    answers.store(200, std::sync::atomic::Ordering::SeqCst);
+    let order = "{\"state\": \"open\", \"ttl\": \"10m\"}";
+    old.admin_ask("PUT", "/api/v1/breakers/ordered", order).await;
+    let set_aside = format!("/api/v1/clusters/app/endpoints/{}/override", spare.address());
+    let drain = "{\"action\": \"drain\", \"ttl\": \"10m\", \"reason\": \"spare\"}";
+    let answer = old.admin_ask("PUT", &set_aside, drain).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let began = tokio::time::Instant::now();
+    let was = breaker(&old, "broken").await;
+    let out = [
+        endpoint(&old, "flaky", &good).await,
+        endpoint(&old, "flaky", &bad).await,
+    ];
+    let asked = (
+        broken.requests(),
+        bad.requests(),
+        ordered.requests(),
+        spare.requests(),
+    );
+
+    let loads = [Load::get(web, 4), Load::post(web, 4), Load::h2(web, 2)];
+    for load in &loads {
+        load.more(100).await;
+    }
+    let (new, ended) = old.replace().await;
+    assert_eq!(ended.code(), Some(0), "{}", new.stderr());
+    let checked_before = checks.load(std::sync::atomic::Ordering::SeqCst);
+    for load in loads {
+        load.more(100).await;
+        load.stop_without_failure().await;
+    }
+
+    get(web, "/broken").await.is_refusal(503, "breaker_open");
+    get(web, "/ordered").await.is_refusal(503, "breaker_open");
+    for _ in 0..10 {
+        assert_eq!(get(web, "/flaky").await.status, 200);
+    }
+    let now = breaker(&new, "broken").await;
+    let left = |seen: &serde_json::Value| seen["seconds_left"].as_f64().expect("a time");
+    assert_eq!(
+        (&now["state"], &now["reason"], &now["openings"]),
+        (&was["state"], &was["reason"], &was["openings"])
+    );
+    assert!(left(&now) <= left(&was), "{was} {now}");
+    assert!(
+        left(&now) + began.elapsed().as_secs_f64() >= left(&was),
+        "{was} {now}"
+    );
+    assert_eq!(breaker(&new, "ordered").await["state"], "forced_open");
+    let still = [
+        endpoint(&new, "flaky", &good).await,
+        endpoint(&new, "flaky", &bad).await,
+    ];
+    for (before, after) in [(&out[0], &still[0]), (&out[1], &still[1])] {
+        let what = |seen: &serde_json::Value| {
+            let times = seen["ejected"]["times"].clone();
+            (seen["address"].clone(), times, seen["success"].clone())
+        };
+        assert_eq!(what(before), what(after));
+    }
+    assert!(
+        left(&still[1]["ejected"]) <= left(&out[1]["ejected"]),
+        "{still:?}"
+    );
+    let app = endpoint(&new, "app", &spare).await;
+    assert_eq!(
+        (&app["drained"], &app["override"]["reason"]),
+        (&true.into(), &"spare".into()),
+        "{app}"
+    );
+    let after = (
+        broken.requests(),
+        bad.requests(),
+        ordered.requests(),
+        spare.requests(),
+    );
+    assert_eq!(after, asked, "none of them was asked again");
+    eventually("the successor checks", || {
+        checks.load(std::sync::atomic::Ordering::SeqCst) > checked_before + 1
+    })
+    .await;
+    assert_eq!(endpoint(&new, "checked", &checked).await["healthy"], false);
+    let events = new.admin_get("/api/v1/events?kind=replacement").await.json();
+    assert_eq!(events["events"][0]["to"], "recalled", "{events}");
+
+    // The operator's order ends in the new process as it would have in the old one.
+    let answer = new.admin_ask("DELETE", &set_aside, "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(endpoint(&new, "app", &spare).await["drained"], false);
+}
+
+/// A predecessor whose state nobody can read still hands over its sockets.
+#[tokio::test]
+async fn scenario_40_a_state_of_another_version_is_forgotten_and_the_sockets_are_not() {
+    let upstream = Upstream::answers(200, "ok");
+    let [web, admin] = [(), ()].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let address = |socket: &std::net::TcpListener| socket.local_addr().expect("bound");
+    let config = to(&[upstream.address()]).replace("web: 127.0.0.1:0", &format!("web: {}", address(&web)))
+        + &format!("admin:\n  address: {}\n", address(&admin));
+    let start = Start::new(&config);
+    let file = start.folder().join("bellwether.yaml");
+    let successor = Successor {
+        program: env!("CARGO_BIN_EXE_bellwether").into(),
+        arguments: vec!["run".into(), "-c".into(), file.into()],
+    };
+    for socket in [&web, &admin] {
+        // As a proxy's own are; the flag goes along.
+        socket.set_nonblocking(true).expect("a socket");
+    }
+    let mut handover = Handover::new(b"{\"version\":4000000,\"engine\":\"steam\"}".to_vec());
+    handover
+        .add(&address(&web).to_string(), &web)
+        .and_then(|()| handover.add(&format!("admin {}", address(&admin)), &admin))
+        .expect("descriptors");
+    // A client that waits since before the exchange.
+    let mut waiting = Client::connect(address(&web)).await;
+    waiting.send(request("GET", "/", "", b"")).await;
+    let pid = handover.spawn(&successor).await.expect("it takes over");
+    let _ended = Ended(pid);
+    assert_eq!(waiting.answer().await.status, 200);
+    let host = format!("host: {}\r\n", address(&admin));
+    let answer = ask(
+        address(&admin),
+        "GET",
+        "/api/v1/events?kind=replacement",
+        &host,
+        b"",
+    )
+    .await;
+    let event = &answer.json()["events"][0];
+    assert_eq!(event["to"], "forgotten", "{event}");
+    let why = event["evidence"].as_str().expect("a text");
+    assert!(
+        why.contains("version 4000000") && why.contains("reads version"),
+        "{why}"
+    );
+}
+
+/// Ends a process that is nobody's child.
+struct Ended(u32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.0)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        // Fails only if it has ended.
+        let _gone = rustix::process::kill_process(pid.expect("a process id"), Signal::KILL);
     }
 }
 

@@ -207,6 +207,154 @@ async fn the_metrics_of_the_contract_are_there() {
     assert!(after <= before + 5, "{before} series became {after}");
 }
 
+/// What `promtool check metrics` and a scraper insist on.
+fn lint(text: &str) {
+    use std::collections::{BTreeMap, BTreeSet};
+    let (mut types, mut helps, mut series) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut last, mut closed) = (String::new(), BTreeSet::new());
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').expect("a text");
+            assert!(helps.insert(name.to_owned()) && !help.is_empty(), "{line}");
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').expect("a type");
+            assert!(
+                types.insert(name.to_owned(), kind.to_owned()).is_none(),
+                "twice: {line}"
+            );
+            continue;
+        }
+        let (key, value) = line.rsplit_once(' ').expect("a value");
+        assert!(series.insert(key.to_owned()), "twice: {line}");
+        let name = key.split('{').next().expect("a name");
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        assert!(name.chars().all(valid), "{line}");
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .filter_map(|end| name.strip_suffix(end))
+            .find(|family| types.get(*family).is_some_and(|kind| kind == "histogram"))
+            .unwrap_or(name);
+        assert!(helps.contains(family), "no help: {line}");
+        let kind = types.get(family).unwrap_or_else(|| panic!("no type: {line}"));
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        if kind != "gauge" {
+            assert!(value.parse::<f64>().is_ok_and(|value| value >= 0.0), "{line}");
+        }
+        if last != family {
+            assert!(closed.insert(family.to_owned()), "in two places: {line}");
+            family.clone_into(&mut last);
+        }
+    }
+    assert!(series.len() > 100, "{} series", series.len());
+}
+
+/// Five thousand endpoints that come and go: what is shown is bounded, in order, and goes on over a reload.
+#[tokio::test]
+async fn scenario_42_endpoints_that_come_and_go_leave_no_series_behind() {
+    const EACH: usize = 2500;
+    const LIMIT: usize = 2600;
+    let upstream = Upstream::answers(200, "ok");
+    let config = |timeout: u32| {
+        format!(
+            "listeners:\n  web: 127.0.0.1:0\nroutes:\n  - name: all\n    cluster: app\n    timeout: {timeout}s\nclusters:\n  app:\n    \
+             endpoints: [{}]\n  one:\n    discovery: {{ file: {{ path: one.yaml }} }}\n  two:\n    \
+             discovery: {{ file: {{ path: two.yaml }} }}\ntelemetry:\n  metrics: {{ max_endpoints: {LIMIT} }}\n",
+            upstream.address()
+        )
+    };
+    // Addresses of the network for documentation that nobody dials: no request goes to them.
+    let list = |turn: usize, cluster: usize| {
+        (0..EACH).fold(String::new(), |mut list, at| {
+            let number = turn * 997 + at;
+            list.push_str(&format!(
+                "- 198.{}.{}.{}:80\n",
+                18 + cluster,
+                number / 250 % 250,
+                number % 250
+            ));
+            list
+        })
+    };
+    let start = crate::support::proxy::Start::new(&config(9))
+        .file("one.yaml", &list(0, 0))
+        .file("two.yaml", &list(0, 1));
+    let proxy = start.start().await;
+    let known =
+        |metrics: &crate::support::proxy::Metrics| metrics.matching("bellwether_endpoint_up", &[]).count();
+    eventually_async("all are there", || async {
+        known(&proxy.metrics().await) == 2 * EACH + 1
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(get(proxy.web(), "/").await.status, 200);
+    }
+    eventually_async("all are counted", || async {
+        proxy
+            .metrics()
+            .await
+            .sum("bellwether_requests_total", &[("route", "all")])
+            == 20.0
+    })
+    .await;
+    let began = tokio::time::Instant::now();
+    let text = proxy.admin_get("/metrics").await.text();
+    eprintln!(
+        "{} endpoints: {} series, {} bytes, {:?}",
+        2 * EACH + 1,
+        text.lines().filter(|line| !line.starts_with('#')).count(),
+        text.len(),
+        began.elapsed()
+    );
+    lint(&text);
+    let before = proxy.metrics().await;
+    for turn in 1..=5 {
+        for (cluster, name) in [(0, "one.yaml"), (1, "two.yaml")] {
+            let fresh = proxy.folder().join("fresh");
+            std::fs::write(&fresh, list(turn, cluster)).expect("a writable folder");
+            std::fs::rename(&fresh, proxy.folder().join(name)).expect("a writable folder");
+        }
+        let number = turn * 997 + EACH - 1;
+        let newest = format!("198.19.{}.{}:80", number / 250 % 250, number % 250);
+        eventually_async("the new ones are there", || async {
+            let list = proxy.admin_get("/api/v1/clusters/two/endpoints").await.text();
+            list.contains(&format!("\"{newest}\""))
+        })
+        .await;
+    }
+    proxy.reload(&config(8)).await;
+    let text = proxy.admin_get("/metrics").await.text();
+    lint(&text);
+    let after = proxy.metrics().await;
+    // Those that left are shown for a while, within the limit; what is above it shares one series, and is counted.
+    assert!(
+        known(&after) <= 2 * LIMIT + 1,
+        "{} endpoints are shown",
+        known(&after)
+    );
+    let most = before.0.len() * LIMIT / EACH + 200;
+    assert!(
+        after.0.len() <= most,
+        "{} series became {}",
+        before.0.len(),
+        after.0.len()
+    );
+    assert!(after.sum("bellwether_metrics_series_dropped_total", &[]) > 0.0);
+    for sample in before.0.iter().filter(|sample| sample.name.ends_with("_total")) {
+        let labels: Vec<_> = sample
+            .labels
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        if labels.iter().any(|(name, _)| *name == "endpoint") {
+            continue;
+        }
+        let now = after.sum(&sample.name, &labels);
+        assert!(now >= sample.value, "{sample:?} became {now}");
+    }
+}
+
 #[tokio::test]
 async fn a_refusal_is_counted_and_logged_with_its_reason() {
     let proxy = proxy(

@@ -244,7 +244,7 @@ async fn content_that_comes_byte_by_byte_is_replayed() {
 }
 
 #[tokio::test]
-async fn a_body_is_replayed_up_to_its_bound() {
+async fn scenario_27_a_body_is_replayed_up_to_its_bound() {
     let failing_once = || {
         let asked = AtomicUsize::new(0);
         Upstream::each(move |mut peer| {
@@ -271,6 +271,64 @@ async fn a_body_is_replayed_up_to_its_bound() {
     let answer = ask(proxy_large.web(), "PUT", "/", "", &[b'x'; 200_000]).await;
     assert_eq!(answer.status, 502, "{answer:?}");
     assert_eq!(large.requests(), 1);
+    let vetoed = proxy_large
+        .metrics()
+        .await
+        .sum("bellwether_retries_vetoed_total", &[("reason", "body_overflow")]);
+    assert_eq!(vetoed, 1.0);
+}
+
+/// Nothing of a body is read before there is a connection to send it on, so its size is no reason.
+#[tokio::test]
+async fn scenario_27_a_refused_connection_is_tried_elsewhere_whatever_the_size() {
+    const SIZE: usize = 10 << 20;
+    let (alive, dead) = (
+        Upstream::each(|mut peer| async move {
+            while let Some(request) = peer.request().await? {
+                let length = request.body.len().to_string();
+                peer.answer(&request, 200, "", length.as_bytes()).await?;
+            }
+            Ok(())
+        }),
+        Upstream::refuses(),
+    );
+    let proxy = proxy(&with("", IN_TURN, &[dead.address(), alive.address()])).await;
+    let body = vec![b'x'; SIZE];
+    for method in ["POST", "PUT"] {
+        // One of the two begins at the dead one.
+        for _ in 0..2 {
+            let answer = ask(proxy.web(), method, "/", "", &body).await;
+            assert_eq!((answer.status, answer.text()), (200, SIZE.to_string()));
+        }
+    }
+    assert_eq!(alive.requests(), 4, "each arrived once, and whole");
+    let metrics = proxy.metrics().await;
+    assert!(metrics.sum("bellwether_retries_total", &[]) >= 1.0);
+}
+
+#[tokio::test]
+async fn scenario_29_a_retry_goes_to_another_endpoint_while_there_is_one() {
+    let all = [
+        Upstream::answers(503, ""),
+        Upstream::answers(503, ""),
+        Upstream::answers(503, ""),
+    ];
+    let addresses: Vec<_> = all.iter().map(Upstream::address).collect();
+    let route = "    circuit_breaker: off\n    retry: { num_retries: 2, backoff: { base: 1ms, max: 1ms } }\n";
+    let cluster = "    outlier_detection: off\n    retry_budget: off\n";
+    for policy in ["peak_ewma", "random", "round_robin", "least_request"] {
+        let before: Vec<_> = all.iter().map(Upstream::requests).collect();
+        let cluster = format!("{cluster}    load_balancing: {policy}\n");
+        let proxy = proxy(&with(route, &cluster, &addresses)).await;
+        let mut client = Client::connect(proxy.web()).await;
+        for _ in 0..30 {
+            assert_eq!(client.get("/").await.status, 503);
+        }
+        // Three tries of each request and three endpoints: nobody was asked twice.
+        for (upstream, before) in all.iter().zip(before) {
+            assert_eq!(upstream.requests() - before, 30, "{policy}");
+        }
+    }
 }
 
 #[tokio::test]

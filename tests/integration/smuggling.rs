@@ -144,11 +144,13 @@ const REFUSED: &[(&str, &[u8])] = &[
 ];
 
 #[tokio::test]
-async fn what_reads_two_ways_is_refused_and_not_forwarded() {
+async fn scenario_44_what_reads_two_ways_is_refused_and_not_forwarded() {
     let upstream = Upstream::answers(200, "ok");
     let proxy = proxy(&with("    retry: off\n", "", &[upstream.address()])).await;
     let mut wrong = Vec::new();
+    let mut other = Client::connect(proxy.web()).await;
     for (name, bytes) in REFUSED {
+        assert_eq!(other.get("/other").await.status, 200, "{name}: others are served");
         let before = upstream.requests();
         let mut bytes = replaced(bytes);
         // What a smuggler hides behind it.

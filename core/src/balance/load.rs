@@ -42,6 +42,17 @@ pub struct Load {
     quiet_since: AtomicU64,
 }
 
+/// What was learned, in a form that another process can take over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Saved {
+    /// The estimate after the last sample, in seconds, and how long ago that was.
+    pub estimate: Option<(f32, Duration)>,
+    /// The share of recent attempts that went well.
+    pub success: f32,
+    /// How long the endpoint still asks to be spared.
+    pub avoid_for: Duration,
+}
+
 impl Load {
     /// An endpoint nothing is known about.
     #[must_use]
@@ -55,6 +66,39 @@ impl Load {
             waiting: AtomicU32::new(0),
             quiet_since: AtomicU64::new(0),
         }
+    }
+
+    /// What another process has to know. Attempts in flight are those of this one.
+    #[must_use]
+    pub fn save(&self, now: Moment) -> Saved {
+        // Ordering: Relaxed; one word holds all that belongs together.
+        let estimate = unpack(self.estimate.load(Ordering::Relaxed));
+        let age = |stamp| Duration::from_nanos(u64::from(elapsed(stamp, tick(now))) << TICK_BITS);
+        Saved {
+            estimate: estimate.map(|(value, stamp)| (value, age(stamp))),
+            success: self.success(),
+            avoid_for: self.avoid_until().since(now),
+        }
+    }
+
+    /// What another process had learned; what makes no sense is as if it had learned nothing.
+    #[must_use]
+    pub fn restored(saved: &Saved, now: Moment) -> Self {
+        let mut load = Self::new();
+        if let Some((value, age)) = saved.estimate
+            && value.is_finite()
+            && value >= 0.0
+        {
+            load.estimate = AtomicU64::new(pack(value, tick(now.minus(age))));
+        }
+        if saved.success.is_finite() {
+            load.success = AtomicU32::new(saved.success.clamp(0.0, 1.0).to_bits());
+        }
+        if !saved.avoid_for.is_zero() {
+            let until = now.plus(saved.avoid_for.min(LONGEST_HINT));
+            load.avoid_until = AtomicU64::new(until.as_nanos());
+        }
+        load
     }
 
     /// An attempt begins. Exactly one of [`Load::heard`] and [`Load::unheard`] must follow, and then exactly one of
@@ -130,6 +174,11 @@ impl Load {
             }
             Outcome::Ignored => {}
         }
+    }
+
+    /// An answer that nobody waited for took so long.
+    pub fn learn(&self, rtt: Duration, now: Moment) {
+        self.observe(rtt, now, Observation::Typical);
     }
 
     /// Attempts begun and not ended, of all workers.
@@ -448,6 +497,47 @@ mod tests {
             at(1000),
         );
         assert_eq!(load.avoid_until(), at(301_000));
+    }
+
+    #[test]
+    fn what_was_learned_survives_the_process() {
+        let old = Load::new();
+        attempt(&old, 200, Outcome::Success, at(1000));
+        attempt(&old, 1, FAILURE, at(1000));
+        let hint = Outcome::Pushback(Some(Duration::from_secs(7)));
+        attempt(&old, 1, hint, at(1000));
+        // Five seconds later, and by another clock.
+        let new = Load::restored(&old.save(at(6000)), at(900_000));
+        for wait in [0, 3000, 30_000] {
+            let (a, b) = (
+                old.estimate(at(6000 + wait), 0.01),
+                new.estimate(at(900_000 + wait), 0.01),
+            );
+            assert!((a.unwrap() - b.unwrap()).abs() < 1e-3, "{a:?} {b:?}");
+        }
+        assert_eq!(new.success(), old.success());
+        assert_eq!(new.avoid_until(), at(902_000));
+        assert_eq!((new.in_flight(), new.picks()), (0, 0));
+        assert_eq!(
+            Load::restored(&Load::new().save(at(1)), at(2)).estimate(at(2), 0.0),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_is_not_restored(value: f32, age: u64, success: f32, avoid: u64, now: u64) {
+            let saved = Saved {
+                estimate: Some((value, Duration::from_nanos(age))),
+                success,
+                avoid_for: Duration::from_nanos(avoid),
+            };
+            let now = Moment::from_nanos(now);
+            let load = Load::restored(&saved, now);
+            prop_assert!((0.0..=1.0).contains(&load.success()));
+            prop_assert!(load.estimate(now, 1.0).is_none_or(|known| known.is_finite() && known > 0.0));
+            prop_assert!(load.avoid_until() <= now.plus(LONGEST_HINT));
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod round_robin;
 mod tier;
 mod zone;
 
-pub use load::Load;
+pub use load::{Load, Saved as SavedLoad};
 pub use zone::Place;
 
 use self::{

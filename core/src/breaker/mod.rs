@@ -29,7 +29,7 @@ use crate::mode::Mode;
 use crate::moment::Moment;
 use crate::outcome::Outcome;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
-use crate::window::{Counts, Sample, Window};
+use crate::window::{self, Counts, Sample, Window};
 
 /// When a breaker opens and how it closes.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +84,8 @@ impl Default for Settings {
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// A half-open period without a verdict ends after so long.
 const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// No state that another process saved lasts longer.
+const LONGEST_RESTORED: Duration = Duration::from_secs(86_400);
 /// The ramp begins with this share of the calls.
 const RAMP_START: f64 = 0.1;
 /// Openings are longer by up to this share, so that a fleet does not probe in step.
@@ -389,13 +391,46 @@ pub struct Report {
     pub share: f64,
 }
 
-/// A breaker that is not closed, in a form that another process can take over: durations instead of moments.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A breaker in a form that another process can take over: durations instead of moments.
+///
+/// Probes under way are not part of it; they end with the process that sent them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
-    /// How long it will still refuse; zero if a probe is due.
-    pub open_for: Duration,
+    /// The state.
+    pub state: State,
+    /// Why it is not closed.
+    pub cause: Option<Cause>,
+    /// How long until the state is due to end; none if it ends by calls only.
+    pub left: Option<Duration>,
+    /// For how long it has been in this state.
+    pub elapsed: Duration,
     /// Openings in a row.
     pub openings: u32,
+    /// Failures in a row.
+    pub consecutive: u32,
+    /// Probes that went well.
+    pub passed: u32,
+    /// At least one success since the ramp began.
+    pub ramp_success: bool,
+    /// What the window holds.
+    pub window: window::Saved,
+}
+
+impl Default for Saved {
+    /// A closed breaker that has seen nothing.
+    fn default() -> Self {
+        Self {
+            state: State::Closed,
+            cause: None,
+            left: None,
+            elapsed: Duration::ZERO,
+            openings: 0,
+            consecutive: 0,
+            passed: 0,
+            ramp_success: false,
+            window: window::Saved::default(),
+        }
+    }
 }
 
 impl Breaker {
@@ -422,14 +457,24 @@ impl Breaker {
         }
     }
 
-    /// A breaker over the window that the settings ask for, in the state of `before`.
+    /// A breaker over the window that the settings ask for, in the state of `before`. What its window held cannot be
+    /// told over another length, and is forgotten.
     #[must_use]
     pub fn after(before: Option<&Self>, settings: &Settings, now: Moment) -> Self {
-        let new = Self::new(settings.window);
-        if let Some(saved) = before.and_then(|before| before.save(now)) {
-            new.restore(saved, now);
-        }
-        new
+        let Some(before) = before else {
+            return Self::new(settings.window);
+        };
+        let window = window::Saved {
+            length: settings.window,
+            periods: Vec::new(),
+        };
+        Self::restored(
+            &Saved {
+                window,
+                ..before.save(now)
+            },
+            now,
+        )
     }
 
     /// Whether it looks back as far as the settings ask for.
@@ -760,33 +805,63 @@ impl Breaker {
         })
     }
 
-    /// What another process has to know; none for a closed breaker. Orders of an operator end with the process.
+    /// What another process has to know.
     #[must_use]
-    pub fn save(&self, now: Moment) -> Option<Saved> {
-        let open_for = match self.state() {
-            State::Open => self.until().since(now),
-            State::HalfOpen | State::Recovering => Duration::ZERO,
-            State::Closed | State::ForcedOpen | State::ForcedClosed => return None,
-        };
-        Some(Saved {
-            open_for,
-            openings: self.locked(|inner| inner.openings),
+    pub fn save(&self, now: Moment) -> Saved {
+        self.locked(|inner| {
+            let (state, until) = (self.state(), self.until());
+            Saved {
+                state,
+                cause: inner.cause,
+                left: (until < Moment::FAR_FUTURE).then(|| until.since(now)),
+                elapsed: now.since(self.entered()),
+                openings: inner.openings,
+                // Ordering: Relaxed; a count of its own.
+                consecutive: self.consecutive.load(Ordering::Relaxed),
+                passed: inner.passed,
+                ramp_success: inner.ramp_success,
+                window: self.window.save(now),
+            }
         })
     }
 
-    /// Takes over what another process saved.
-    pub fn restore(&self, saved: Saved, now: Moment) {
-        self.locked(|inner| {
-            inner.openings = saved.openings;
-            inner.cause = Some(Cause::FailureRate);
-            self.enter(
-                inner,
-                State::Open,
-                Cause::FailureRate,
-                now.plus(saved.open_for),
-                now,
-            );
-        });
+    /// A breaker that goes on where another one was. It cannot be wedged by what it is told: a state that ends by time
+    /// has an end, at most a day away.
+    #[must_use]
+    pub fn restored(saved: &Saved, now: Moment) -> Self {
+        let entered = now.minus(saved.elapsed);
+        let until = match saved.state {
+            State::Closed | State::Recovering => Moment::FAR_FUTURE,
+            State::HalfOpen => now.plus(saved.left.unwrap_or_default().min(HALF_OPEN_TIMEOUT)),
+            State::Open | State::ForcedOpen | State::ForcedClosed => {
+                now.plus(saved.left.unwrap_or_default().min(LONGEST_RESTORED))
+            }
+        };
+        let window = Window::restored(&saved.window, now);
+        let counts = window.counts(now);
+        let bad_until = if counts.failed + counts.slow > 0 {
+            now.plus(window.length()).as_nanos()
+        } else {
+            0
+        };
+        Self {
+            view: AtomicU64::new(GENERATION_STEP | saved.state as u64),
+            until: AtomicU64::new(until.as_nanos()),
+            entered: AtomicU64::new(entered.as_nanos()),
+            consecutive: AtomicU32::new(saved.consecutive.min(u32::MAX / 2)),
+            bad_until: AtomicU64::new(bad_until),
+            window,
+            inner: Mutex::new(Inner {
+                openings: saved.openings,
+                closed: entered,
+                cause: saved.cause.filter(|_| saved.state != State::Closed),
+                probes: Vec::new(),
+                next_ticket: 0,
+                passed: saved.passed.min(u32::MAX / 2),
+                failed: 0,
+                ramp_success: saved.ramp_success,
+            }),
+        }
     }
 
     /// From any state that lets calls pass, if nobody else was first.
@@ -963,14 +1038,12 @@ mod loom_tests {
     #[test]
     fn loom_two_callers_of_a_due_breaker_get_one_place() {
         loom::model(|| {
-            let breaker = Arc::new(Breaker::new(Duration::from_secs(10)));
-            breaker.restore(
-                Saved {
-                    open_for: Duration::ZERO,
-                    openings: 1,
-                },
-                at(1),
-            );
+            let due = Saved {
+                state: State::Open,
+                openings: 1,
+                ..Saved::default()
+            };
+            let breaker = Arc::new(Breaker::restored(&due, at(1)));
             let other = Arc::clone(&breaker);
             let ask =
                 |breaker: &Arc<Breaker>| breaker.admit(&settings(), at(2), &mut Dice::new(1)).verdict.ok();

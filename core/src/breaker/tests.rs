@@ -475,14 +475,120 @@ fn few_calls_close_it_too() {
 fn what_is_saved_is_restored() {
     let world = World::new(Settings::default()).open();
     let left = world.report().until.since(at(world.now));
-    let saved = world.breaker.save(at(world.now)).expect("open");
-    let other = Breaker::new(Duration::from_secs(10));
-    other.restore(saved, at(5));
+    let other = Breaker::restored(&world.breaker.save(at(world.now)), at(5));
     let report = other.report(&world.settings, at(5));
     assert_eq!(
-        (report.state, report.until.since(at(5)), report.openings),
-        (State::Open, left, 1)
+        (
+            report.state,
+            report.until.since(at(5)),
+            report.openings,
+            report.cause
+        ),
+        (State::Open, left, 1, Some(Cause::FailureRate))
     );
+}
+
+#[test]
+fn orders_and_ramps_are_restored_with_what_is_left_of_them() {
+    let mut world = World::new(Settings::default());
+    for force in [Force::Open, Force::Closed] {
+        world.breaker.force(force, at(world.now + 30_000), at(world.now));
+        world.wait(10_000);
+        let other = Breaker::restored(&world.breaker.save(at(world.now)), at(7_000));
+        assert_eq!(other.state(), world.state());
+        assert_eq!(other.report(&world.settings, at(7_000)).until, at(27_000));
+        world.breaker.reset(at(world.now));
+    }
+    let mut world = world.open();
+    world.wait_until_due();
+    world.calls(3, Outcome::Success);
+    assert_eq!(world.state(), State::Recovering);
+    world.wait(5_000);
+    let (now, there) = (at(world.now), at(500_000));
+    let other = Breaker::restored(&world.breaker.save(now), there);
+    assert_eq!(
+        other.report(&world.settings, there).share,
+        world.report().share,
+        "half of the ramp is done"
+    );
+}
+
+proptest! {
+    /// Whatever happened before, the restored breaker answers every further call as the saved one does.
+    #[test]
+    fn a_restored_breaker_behaves_as_the_saved_one(
+        before in prop::collection::vec((0u8..6, 0u64..9_000), 0..80),
+        after in prop::collection::vec((0u8..6, 0u64..9_000), 1..80),
+        seed: u64,
+    ) {
+        const SHIFT: u64 = 7_200_000;
+        let settings = Settings { min_requests: 4, consecutive: Some(6), ..Settings::default() };
+        let step = |world: &mut World, kind: u8, wait: u64| {
+            world.wait(wait);
+            match kind {
+                0 => world.tick(),
+                1 => drop(world.breaker.force(Force::Open, at(world.now + 20_000), at(world.now))),
+                2 | 3 => drop(world.call(FAILURE)),
+                _ => drop(world.call(Outcome::Success)),
+            }
+        };
+        let mut saved = World::new(settings.clone());
+        saved.dice = Dice::new(seed);
+        // An order now and then.
+        for (kind, wait) in before {
+            step(&mut saved, if kind == 1 && wait > 1_000 { 5 } else { kind }, wait);
+        }
+        let mut restored = World::new(settings);
+        restored.now = saved.now + SHIFT;
+        restored.breaker = Arc::new(Breaker::restored(&saved.breaker.save(at(saved.now)), at(restored.now)));
+        saved.dice = Dice::new(seed ^ 1);
+        restored.dice = Dice::new(seed ^ 1);
+        saved.log.clear();
+        for (kind, wait) in after {
+            step(&mut saved, kind, wait);
+            step(&mut restored, kind, wait);
+            prop_assert_eq!(&saved.log, &restored.log);
+            let (a, b) = (saved.report(), restored.report());
+            let shifted = if a.until == Moment::FAR_FUTURE { a.until } else { a.until.plus(Duration::from_millis(SHIFT)) };
+            prop_assert_eq!(shifted, b.until);
+            prop_assert_eq!(Report { until: b.until, ..a }, b);
+        }
+    }
+
+    /// Whatever is restored, the breaker is one that lets calls pass in the end.
+    #[test]
+    fn a_breaker_restored_from_anything_does_not_wedge(
+        (state, left, elapsed) in (0usize..6, any::<Option<u64>>(), any::<u64>()),
+        (openings, consecutive, passed, ramp_success) in any::<(u32, u32, u32, bool)>(),
+        (length, periods) in (any::<u64>(), prop::collection::vec(any::<[u32; 4]>(), 0..20)),
+        now in 0u64..u64::MAX / 4,
+    ) {
+        let saved = Saved {
+            state: State::ALL[state],
+            cause: Some(Cause::Operator),
+            left: left.map(Duration::from_nanos),
+            elapsed: Duration::from_nanos(elapsed),
+            openings,
+            consecutive,
+            passed,
+            ramp_success,
+            window: window::Saved { length: Duration::from_nanos(length), periods },
+        };
+        let mut world = World::new(Settings::default());
+        world.now = now / 1_000_000;
+        world.breaker = Arc::new(Breaker::restored(&saved, at(world.now)));
+        for _ in 0..3 {
+            world.call(FAILURE);
+            world.tick();
+        }
+        world.wait(86_400_000);
+        for _ in 0..200 {
+            world.wait(61_000);
+            world.call(Outcome::Success);
+        }
+        prop_assert_eq!(world.state(), State::Closed);
+        prop_assert!(world.call(Outcome::Success));
+    }
 }
 
 #[test]
@@ -497,6 +603,12 @@ fn another_window_keeps_the_state() {
     let other = Breaker::after(Some(&*world.breaker), &wider, at(world.now));
     assert_eq!(other.state(), State::Open);
     assert_eq!(other.report(&wider, at(world.now)).until, world.report().until);
+
+    let orders = World::new(Settings::default());
+    orders.breaker.force(Force::Open, at(9_000), at(orders.now));
+    let other = Breaker::after(Some(&*orders.breaker), &wider, at(orders.now));
+    assert_eq!(other.state(), State::ForcedOpen, "an operator's order too");
+    assert!(other.fits(&wider));
 }
 
 #[test]

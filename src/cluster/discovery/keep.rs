@@ -339,6 +339,21 @@ mod tests {
     }
 
     #[test]
+    fn scenario_41_ten_minutes_of_failures_remove_nobody() {
+        let mut story = Story::new();
+        story.hear_members(1..5);
+        let start = story.now;
+        let mut asked = 0;
+        while story.now - start < Duration::from_secs(600) {
+            let step = story.fail();
+            assert!(step.stale && step.members.is_none() && step.next <= Duration::from_secs(66));
+            asked += 1;
+        }
+        assert!((10..=30).contains(&asked), "asked {asked} times");
+        assert_eq!(story.keeper.members(), members(1..5));
+    }
+
+    #[test]
     fn nothing_is_believed_after_the_hold_and_three_answers() {
         let mut story = Story::new();
         story.hear_members(1..5);

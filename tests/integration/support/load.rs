@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::client::{Client, Stream, request};
+use super::h2::{H2, collect, uri};
 use super::{background, eventually};
 
 /// Load that runs until it is stopped.
@@ -58,16 +59,20 @@ impl Load {
         )
     }
 
+    /// `connections` closed loops of `GET` over HTTP/2.
+    pub(crate) fn h2(address: SocketAddr, connections: usize) -> Self {
+        let shared = Shared::new(address, "GET", Vec::new());
+        let tasks = (0..connections)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                background().spawn(async move { shared.run_h2().await })
+            })
+            .collect();
+        Self { shared, tasks }
+    }
+
     fn start(address: SocketAddr, connections: usize, method: &'static str, request: Vec<u8>) -> Self {
-        let shared = Arc::new(Shared {
-            target: Mutex::new(address),
-            stop: AtomicBool::new(false),
-            succeeded: AtomicUsize::new(0),
-            connects: AtomicUsize::new(0),
-            failures: Mutex::default(),
-            request,
-            method,
-        });
+        let shared = Shared::new(address, method, request);
         let tasks = (0..connections)
             .map(|_| {
                 let shared = Arc::clone(&shared);
@@ -125,6 +130,50 @@ impl Load {
 }
 
 impl Shared {
+    fn new(address: SocketAddr, method: &'static str, request: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self {
+            target: Mutex::new(address),
+            stop: AtomicBool::new(false),
+            succeeded: AtomicUsize::new(0),
+            connects: AtomicUsize::new(0),
+            failures: Mutex::default(),
+            request,
+            method,
+        })
+    }
+
+    /// A client that takes a new connection once it is told that the old one ends.
+    async fn run_h2(&self) {
+        let mut client: Option<H2> = None;
+        while !self.stop.load(Ordering::SeqCst) {
+            let target = *self.target.lock();
+            let mut on = match client.take() {
+                Some(on) => on,
+                None => {
+                    self.connects.fetch_add(1, Ordering::SeqCst);
+                    H2::connect(target).await
+                }
+            };
+            let request = http::Request::get(uri("/load")).body(()).expect("a request");
+            let Some((answer, _)) = on.try_start(request).await else {
+                continue;
+            };
+            match collect(answer).await {
+                Ok(answer) if answer.status == 200 => {
+                    self.succeeded.fetch_add(1, Ordering::SeqCst);
+                    client = Some(on);
+                }
+                Ok(answer) => {
+                    let seen = format!("{target}: {} {:?}", answer.status, answer.text());
+                    self.failures.lock().push(seen);
+                }
+                // RFC 9113 section 6.8: a stream above the last one of a GOAWAY was not looked at and may be asked again.
+                Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {}
+                Err(error) => self.failures.lock().push(format!("{target}: HTTP/2: {error}")),
+            }
+        }
+    }
+
     async fn run(&self) {
         let mut client: Option<Client> = None;
         while !self.stop.load(Ordering::SeqCst) {
