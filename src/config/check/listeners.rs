@@ -212,7 +212,9 @@ fn admin(config: &Config, out: &mut Diagnostics) {
                 .as_ref()
                 .is_some_and(|token| !token.reveal().is_empty())
         });
-    if !admin.address.is_local() && !guarded {
+    // A token that could not be read is the mistake, not one that nobody wrote.
+    let is_broken = admin.auth.as_ref().is_some_and(|auth| out.has_errors_within(auth.span));
+    if !admin.address.is_local() && !guarded && !is_broken {
         out.push(
             Diagnostic::error("E0604", format!("the admin listener on {} can be reached by anybody", admin.address.written()))
                 .at(admin.address.span, "not a loopback address, no `auth`, not `read_only`")
