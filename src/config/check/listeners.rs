@@ -213,7 +213,10 @@ fn admin(config: &Config, out: &mut Diagnostics) {
                 .is_some_and(|token| !token.reveal().is_empty())
         });
     // A token that could not be read is the mistake, not one that nobody wrote.
-    let is_broken = admin.auth.as_ref().is_some_and(|auth| out.has_errors_within(auth.span));
+    let is_broken = admin
+        .auth
+        .as_ref()
+        .is_some_and(|auth| out.has_errors_within(auth.span));
     if !admin.address.is_local() && !guarded && !is_broken {
         out.push(
             Diagnostic::error("E0604", format!("the admin listener on {} can be reached by anybody", admin.address.written()))
