@@ -236,8 +236,12 @@ impl Cluster {
     }
 
     /// Says of every member that is not among the ids in `listed` that it is gone. Requests that still hold this snapshot
-    /// choose among the others.
+    /// choose among the others; where there are none, nothing is said, or they would have nobody to ask.
     pub fn unlist(&self, listed: &HashSet<u64>, witness: Witness<'_>) {
+        let stays = |endpoint: &super::Endpoint| endpoint.is_usable() && listed.contains(&endpoint.state.id);
+        if !self.endpoints.iter().any(stays) {
+            return;
+        }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             if listed.contains(&endpoint.state.id) {
                 continue;
