@@ -20,9 +20,11 @@
 //! capacity, plain Gradient2 doubles the response time after 40 s and has no limit left after 80 (measured with the model
 //! in the tests). One that does not follow never learns that the service has become slower. So while the limit is in use
 //! the average follows downwards only, and a response time beyond the tolerance is answered by a **trial**: the limit is
-//! halved for one window. If answers become faster it was our doing: the limit goes on from the half, and for a minute
-//! nothing is tried again. If they do not, the service is slower than it was: that is normal now, and the limit is put
-//! back. Halving costs little where nothing is wrong, because the limit is about twice of what is in use.
+//! halved for one window. If answers become faster it was our doing: the limit goes on from the half, and nothing is
+//! tried again for five seconds, or twice as long as the last time, up to a minute, when trial after trial has said so. If
+//! they do not, the service is slower than it was: that is normal now, and the limit is put back. Halving costs little
+//! where nothing is wrong, because the limit is about twice of what is in use. The first verdict holds so shortly because
+//! a trial can be misled: a neighbour that left the machine meanwhile makes answers faster, too.
 //!
 //! What must stay true: the limit stays between `min` and `max`; it never grows while less than half of it is used, so it
 //! is never far above what has been shown to work; recording a sample takes a few relaxed additions.
@@ -100,6 +102,8 @@ struct Memory {
     trial: Option<Trial>,
     /// Until then a long response time is our own doing, as the last trial has shown.
     ours_until: Moment,
+    /// How long the next verdict of that kind holds.
+    trust: Duration,
 }
 
 /// A limit that was halved to see whether answers become faster.
@@ -139,6 +143,7 @@ impl Adaptive {
                 at_min: 0,
                 trial: None,
                 ours_until: Moment::ZERO,
+                trust: TRUST,
             }),
         }
     }
@@ -313,9 +318,11 @@ impl Memory {
                 return range.clamp(before);
             }
             if short < trial.short * FASTER {
-                self.ours_until = now.plus(TRUST);
+                self.ours_until = now.plus(self.trust);
+                self.trust = (self.trust * 2).min(LONGEST_TRUST);
                 return range.clamp(before);
             }
+            self.trust = TRUST;
             self.long = short;
             return range.clamp(trial.limit);
         }
@@ -390,8 +397,11 @@ const ON_TIMEOUT: f64 = 0.9;
 /// least that leads to a trial, falls by a third.
 const FASTER: f64 = 0.8;
 
-/// How long the verdict of a trial holds.
-const TRUST: Duration = Duration::from_secs(60);
+/// How long the first verdict holds that a long response time is our doing.
+const TRUST: Duration = Duration::from_secs(5);
+
+/// How long it holds after several of its kind in a row.
+const LONGEST_TRUST: Duration = Duration::from_secs(60);
 
 /// What the long average moves by, per update, when it is plainly wrong.
 const UNLEARN: f64 = 0.95;
@@ -513,6 +523,22 @@ mod tests {
             let normal = world.adaptive.readings(RANGE).long.as_secs_f64();
             assert!(normal * TOLERANCE >= world.base, "{factor}: {normal}");
         }
+    }
+
+    #[test]
+    fn scenario_36_a_trial_that_was_misled_is_soon_made_again() {
+        let mut world = World::new(20, 100_000);
+        world.run(24, 10);
+        let before = world.limit();
+        // Slower for good, and for a moment much slower, as when a neighbour uses the machine: the trial begins in that
+        // moment and ends after it.
+        world.base = 0.160;
+        world.run(96, 1);
+        world.base = 0.080;
+        world.run(96, 12);
+        let readings = world.adaptive.readings(RANGE);
+        assert!(readings.long >= Duration::from_millis(50), "{readings:?}");
+        assert!(world.limit() >= before / 2, "{readings:?}");
     }
 
     #[test]
