@@ -52,14 +52,16 @@ fn main() {
         let parsed = request(bytes, &limits);
         measure(&format!("request of {who}: clone and clean"), || {
             let mut headers = black_box(&parsed).headers.clone();
-            hygiene::clean_request(&mut headers, Trust::Untrusted);
+            let seen = hygiene::look(&headers);
+            hygiene::clean_request(&mut headers, Trust::Untrusted, seen);
             headers
         });
         measure(&format!("request of {who}: clone alone"), || {
             black_box(&parsed).headers.clone()
         });
         let mut clean = parsed.headers.clone();
-        hygiene::clean_request(&mut clean, Trust::Untrusted);
+        let seen = hygiene::look(&clean);
+        hygiene::clean_request(&mut clean, Trust::Untrusted, seen);
         let mut out = BytesMut::with_capacity(4096);
         measure(&format!("request of {who}: encode"), || {
             out.clear();
@@ -83,11 +85,13 @@ fn main() {
     let parsed = response(ANSWER, &limits);
     measure("answer: clone and clean", || {
         let mut headers = black_box(&parsed).headers.clone();
-        hygiene::clean_response(&mut headers);
+        let seen = hygiene::look(&headers);
+        hygiene::clean_response(&mut headers, seen);
         headers
     });
     let mut clean = parsed.headers.clone();
-    hygiene::clean_response(&mut clean);
+    let seen = hygiene::look(&clean);
+    hygiene::clean_response(&mut clean, seen);
     let mut out = BytesMut::with_capacity(4096);
     measure("answer: encode", || {
         out.clear();

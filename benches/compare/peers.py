@@ -86,6 +86,8 @@ class Bellwether(Peer):
     name = "bellwether"
     file = "bellwether.yaml"
     access_log = "off"
+    #: Lines for the route and for the cluster, besides the defaults.
+    route = cluster = ""
 
     def config(self, reloadable):
         ports, (one, two) = self.ports, self.upstreams
@@ -101,9 +103,11 @@ listeners:
 routes:
   - cluster: app
 {edit}
+{self.route}
 clusters:
   app:
     health_check: /healthz
+{self.cluster}
     endpoints: ["127.0.0.1:{one}", "127.0.0.1:{two}"]
 telemetry:
   access_log: {self.access_log}
@@ -124,6 +128,33 @@ class BellwetherLogging(Bellwether):
     @property
     def access_log(self):
         return f'{{ format: json, output: "{self.directory}/access.log" }}'
+
+
+#: What is on by default or costs something on every request, by the lines that change it: of the route, of the cluster.
+POLICIES = {
+    "no breaker": (["circuit_breaker: off"], []),
+    "no retry": (["retry: off"], []),
+    "no retry budget": ([], ["retry_budget: off"]),
+    "no outlier detection": ([], ["outlier_detection: off"]),
+    "no panic": ([], ["panic: off"]),
+    "no timeout, no deadline": (["timeout: off"], []),
+    "round robin": ([], ["load_balancing: { policy: round_robin }"]),
+    "none of these": (
+        ["circuit_breaker: off", "retry: off", "timeout: off"],
+        ["retry_budget: off", "outlier_detection: off", "panic: off", "load_balancing: { policy: round_robin }"],
+    ),
+    "hedging too": (["hedge: { delay: 1s }"], []),
+    "rate limit too": (["rate_limit: [{ rate: 1000000/s, key: client_ip }]"], []),
+    "limits too": ([], ["limits: { max_in_flight: 10000, max_in_flight_per_endpoint: 10000 }"]),
+    "adaptive limit too": ([], ["adaptive_concurrency: { mode: observe }"]),
+    "breakers of endpoints instead": (["circuit_breaker: { scope: endpoint }"], []),
+}
+
+
+def with_policy(label):
+    """Bellwether with one policy changed."""
+    route, cluster = ("\n".join("    " + line for line in lines) for lines in POLICIES[label])
+    return type("Changed", (Bellwether,), {"name": label, "route": route, "cluster": cluster})
 
 
 class HAProxy(Peer):

@@ -68,7 +68,24 @@ def markdown(results):
     for found in results["rows"]:
         if bad := {label: count for label, count in found["failed"].items() if count}:
             lines.append(f"Failed requests in \"{found['title']}\": {bad}.")
+    for found in results["rows"]:
+        lines += variants(found)
     return "\n".join(lines)
+
+
+def variants(found):
+    """A table of its own for a row about many variants of bellwether."""
+    of = {label: statistics.median(figures) for label, figures in found["values"].items() if figures}
+    if SUBJECT not in of or len(of) < 4 or any(label in NAMES for label in of if label != SUBJECT):
+        return []
+    plain = of.pop(SUBJECT)
+    return [
+        "",
+        f"| {found['title']} | figure | difference |",
+        "|---|---:|---:|",
+        f"| defaults | {plain:,.0f} | |",
+        *(f"| {label} | {figure:,.0f} | {figure - plain:+,.0f} |" for label, figure in of.items()),
+    ]
 
 
 def column(found, label):

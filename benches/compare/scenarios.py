@@ -230,6 +230,17 @@ class Instructions(Scenario):
         return values
 
 
+class Policies(Instructions):
+    """What each policy costs: the same count with one of them changed."""
+
+    key, title, goal = "policies", "user instructions per HTTP/1.1 request, one policy changed", None
+
+    def kinds(self, bench):
+        if peers.Bellwether not in bench.kinds:
+            return []
+        return [peers.Bellwether, *map(peers.with_policy, peers.POLICIES)]
+
+
 class Http2Instructions(Instructions):
     key, title, goal = "h2-instructions", "user instructions per HTTP/2 to HTTP/1.1 request", None
 
@@ -331,6 +342,7 @@ ALL = [
     AccessLog,
     SystemCalls,
     Instructions,
+    Policies,
     Http2Instructions,
     IdleConnections,
     IdleProcess,

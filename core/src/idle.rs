@@ -237,3 +237,23 @@ mod tests {
         assert_eq!(idle.limit(at(3600 * 24 * 30)), START);
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{sync::Arc, thread};
+
+    #[test]
+    fn loom_two_workers_that_find_a_closed_connection_learn_from_each_other() {
+        loom::model(|| {
+            let idle = Arc::new(IdleLimit::new());
+            let now = Moment::ZERO.plus(Duration::from_secs(60));
+            let other = Arc::clone(&idle);
+            let thread = thread::spawn(move || other.closed_after(Duration::from_millis(1000), now));
+            idle.closed_after(Duration::from_millis(1100), now);
+            thread.join().unwrap();
+            // Whoever was second has met the first.
+            assert_eq!(idle.limit(now), Duration::from_millis(800));
+        });
+    }
+}

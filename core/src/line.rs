@@ -4,18 +4,76 @@
 //! becomes free is not handed over; the one who is next is told and takes it itself, because only it knows whether that
 //! place serves it (an endpoint may have gone, or have been tried). So it stays in the line until it has one.
 //!
+//! Whoever frees a place must not pay for the line while nobody stands in it: [`Waiting`] counts them beside the lock.
+//!
 //! What must stay true: at most `capacity` wait over all classes; whoever is told to be next is the one that
 //! [`Line::next`] names for as long as nobody comes or leaves.
 
 use crate::limit::{Queue, Ticket};
 use crate::moment::Moment;
 use crate::shed::Priority;
+use crate::sync::{AtomicU32, Ordering, fence};
 
 /// Those who wait. `T` is a handle of the waiter.
 #[derive(Debug)]
 pub struct Line<T> {
     /// By [`Priority`].
     classes: [Queue<T>; Priority::ALL.len()],
+}
+
+/// How many stand in a line, shared by all threads.
+///
+/// A place that becomes free between the last try of one who joins and its sleep must not be lost. The one joins and then
+/// tries, the other releases and then looks; with a fence between the two on either side, one of them sees what the other
+/// did.
+#[derive(Debug)]
+pub struct Waiting {
+    count: AtomicU32,
+}
+
+impl Waiting {
+    /// Nobody.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            count: AtomicU32::new(0),
+        }
+    }
+
+    /// One more stands in the line, and has to try once more before it sleeps.
+    pub fn join(&self) {
+        // Ordering: Relaxed; the fence orders it before the try.
+        self.count.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// One is out of the line.
+    pub fn leave(&self) {
+        // Ordering: Relaxed; too high a number costs a look.
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether somebody may have to be told that a place was released just now.
+    #[must_use]
+    pub fn any_after_release(&self) -> bool {
+        fence(Ordering::SeqCst);
+        // Ordering: Relaxed; the fence orders it behind the release.
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
+    /// How many there are, for gauges, and to keep newcomers from overtaking: one who reads it late is one place further
+    /// ahead.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        // Ordering: Relaxed, as said.
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Names one who waits.
@@ -334,5 +392,29 @@ mod tests {
             prop_assert_eq!(out, pushed);
             prop_assert!(line.is_empty());
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::limit::Limit;
+    use loom::{sync::Arc, thread};
+
+    #[test]
+    fn loom_a_place_that_is_freed_is_taken_or_told() {
+        loom::model(|| {
+            let shared = Arc::new((Limit::new(), Waiting::new()));
+            assert!(shared.0.try_acquire(1));
+            let other = Arc::clone(&shared);
+            let thread = thread::spawn(move || {
+                other.0.release();
+                other.1.any_after_release()
+            });
+            shared.1.join();
+            let taken = shared.0.try_acquire(1);
+            let told = thread.join().unwrap();
+            assert!(taken || told, "it sleeps beside a free place");
+        });
     }
 }

@@ -200,3 +200,27 @@ mod tests {
         );
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{sync::Arc, thread};
+
+    #[test]
+    fn loom_a_reader_sees_whole_samples_and_no_place_is_written_twice_in_a_round() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let recent = Arc::new(Recent::new());
+            let other = Arc::clone(&recent);
+            let at = |millis| Moment::ZERO.plus(Duration::from_millis(millis));
+            let thread = thread::spawn(move || other.record(Duration::from_millis(1), at(100)));
+            recent.record(Duration::from_millis(2), at(200));
+            thread.join().unwrap();
+            let view = recent.view(Duration::from_secs(1), at(200));
+            assert_eq!(view.len(), 2);
+            assert_eq!(view.quantile(0.5), Some(Duration::from_millis(1)));
+            assert_eq!(view.quantile(1.0), Some(Duration::from_millis(2)));
+        });
+    }
+}

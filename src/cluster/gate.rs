@@ -6,14 +6,14 @@
 //! seat costs two atomic operations, and where no limit is set there is no seat.
 //!
 //! Invariants: what is told to nobody is lost, so whoever leaves the line, served or not, tells the next one; and a place
-//! that becomes free between a try and the wait is seen by the one or by the other (the fences).
+//! that becomes free between a try and the wait is seen by the one or by the other ([`Waiting`]).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bellwether_core::Moment;
 use bellwether_core::limit::{Places, Stay};
-use bellwether_core::line::{Line, Spot};
+use bellwether_core::line::{Line, Spot, Waiting};
 use bellwether_core::shed::Priority;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -26,7 +26,7 @@ use crate::net::wheel::Wheel;
 #[derive(Debug, Default)]
 pub struct Gate {
     /// How many stand in the line: without it every release would have to look.
-    waiting: AtomicU32,
+    waiting: Waiting,
     line: Mutex<Line<Arc<Told>>>,
     /// Left by the first who waited, for those who tell.
     clock: OnceLock<Clock>,
@@ -75,8 +75,7 @@ pub struct Patience {
 impl Gate {
     /// How many wait.
     pub fn waiting(&self) -> u32 {
-        // Ordering: for gauges, and to keep newcomers from overtaking: one who reads it late is one place further ahead.
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.count()
     }
 
     /// Waits until `enter` finds a place. `enter` is called on this worker only.
@@ -125,10 +124,7 @@ impl Gate {
 
     /// A place has become free.
     fn freed(&self) {
-        // Ordering: the release before this fence, and the look at `waiting` behind it; the waiter does it the other way
-        // round (`stand`), so that one of the two sees what the other did.
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
+        if self.waiting.any_after_release() {
             self.tell();
         }
     }
@@ -168,9 +164,7 @@ impl Gate {
                 |out| Told::put_out(&out),
             )
             .ok()?;
-        // Ordering: see `freed`.
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.waiting.join();
         Some(Standing {
             gate: self,
             spot,
@@ -197,8 +191,7 @@ impl Standing<'_> {
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         self.gate.line.lock().remove(self.spot);
-        // Ordering: Relaxed; too high a number costs a look.
-        self.gate.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.gate.waiting.leave();
         // Whatever it was told is for the next one, and there may be room for two.
         self.gate.tell();
     }

@@ -237,6 +237,18 @@ impl Pool {
         if let (Freshness::Any, Some(lease)) = (freshness, self.reuse()) {
             return Ok(lease);
         }
+        // Boxed: a request that finds a connection, as nearly all do, carries no room for making one.
+        Box::pin(self.connect(cluster, index, freshness, client)).await
+    }
+
+    /// A new connection, or one that becomes free meanwhile.
+    async fn connect(
+        self: &Rc<Self>,
+        cluster: &Arc<Cluster>,
+        index: usize,
+        freshness: Freshness,
+        client: Option<&Rc<PeerInfo>>,
+    ) -> Result<Lease, ConnectError> {
         // Several requests at once need one HTTP/2 connection, not several.
         while may_share(cluster)
             && !self.exclusive.get()

@@ -133,17 +133,36 @@ fn without_default_port(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-/// What a pass over the names has found.
-#[derive(Clone, Copy, Default)]
-struct Seen(u16);
+/// What one pass over the names has found. What it has not found is not there and need not be looked up, which is cheaper
+/// than a dozen lookups that nearly always find nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen(u16);
 
 impl Seen {
-    const CONNECTION: u16 = 1;
-    const TE: u16 = 1 << 1;
-    const PRIVATE: u16 = 1 << 2;
-    const DISGUISED: u16 = 1 << 3;
+    const CONNECTION: Self = Self(1);
+    const TE: Self = Self(1 << 1);
+    const DISGUISED: Self = Self(1 << 2);
     /// One of [`HOP`]; which one is looked up when it is removed.
-    const HOP: u16 = 1 << 4;
+    const HOP: Self = Self(1 << 3);
+    /// A field of ours.
+    pub const OURS: Self = Self(1 << 4);
+    /// A field of Envoy's.
+    pub const ENVOY: Self = Self(1 << 5);
+    /// `traceparent` or `tracestate`.
+    pub const TRACE: Self = Self(1 << 6);
+    /// `grpc-status` or `grpc-timeout`.
+    pub const GRPC: Self = Self(1 << 7);
+
+    /// Whether it has found one of these.
+    pub const fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
+    }
+
+    /// These or those.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// Fields of one hop, beside `connection` and `te`.
@@ -162,15 +181,20 @@ const HOP: [HeaderName; 8] = [
 /// Prefix of the fields that are ours.
 const OURS: &str = "x-bellwether-";
 
-fn look(headers: &HeaderMap) -> Seen {
-    let mut seen = 0;
+/// Goes through the names.
+pub fn look(headers: &HeaderMap) -> Seen {
+    let mut seen = Seen::default();
     for name in headers.keys() {
         let name = name.as_str();
         // The length tells nearly all names apart, so that a clean message costs a few instructions per field.
-        seen |= match name.len() {
+        seen = seen.or(match name.len() {
             2 if name == "te" => Seen::TE,
             10 if name == "connection" => Seen::CONNECTION,
             10 if name == "keep-alive" => Seen::HOP,
+            10 if name == "tracestate" => Seen::TRACE,
+            11 if name == "traceparent" => Seen::TRACE,
+            11 if name == "grpc-status" => Seen::GRPC,
+            12 if name == "grpc-timeout" => Seen::GRPC,
             6 if name == "expect" => Seen::HOP,
             7 if name == "upgrade" => Seen::HOP,
             14 if name == "http2-settings" => Seen::HOP,
@@ -178,17 +202,19 @@ fn look(headers: &HeaderMap) -> Seen {
             17 if name == "transfer-encoding" => Seen::HOP,
             18 if name == "proxy-authenticate" => Seen::HOP,
             19 if name == "proxy-authorization" => Seen::HOP,
-            _ => 0,
-        };
+            _ => Seen::default(),
+        });
         if name.as_bytes()[0] == b'x' || name.as_bytes()[0] == b'f' {
             if name.starts_with(OURS) {
-                seen |= Seen::PRIVATE;
+                seen = seen.or(Seen::OURS);
+            } else if name.starts_with("x-envoy-") {
+                seen = seen.or(Seen::ENVOY);
             } else if is_disguised(name) {
-                seen |= Seen::DISGUISED;
+                seen = seen.or(Seen::DISGUISED);
             }
         }
     }
-    Seen(seen)
+    seen
 }
 
 /// `x_forwarded_for` and the like: a service that maps `_` and `-` to the same (CGI, WSGI) would take it for the
@@ -205,24 +231,29 @@ fn is_disguised(name: &str) -> bool {
 /// The protocol that a request asks to switch to, when it really asks: HTTP/1.1, `Connection` names `upgrade`.
 ///
 /// To be asked before [`clean_request`], which removes both fields.
-pub fn upgrade_asked(method: &Method, version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+pub fn upgrade_asked(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+    seen: Seen,
+) -> Option<HeaderValue> {
+    if !seen.any(Seen::HOP) {
+        return None;
+    }
     let value = headers.get(header::UPGRADE)?;
-    let named = options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    let named = options(headers.get_all(header::CONNECTION).iter())
+        .any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     // RFC 9110 section 7.8: a server ignores it in HTTP/1.0. CONNECT is a tunnel of its own.
     (named && version == Version::HTTP_11 && method != Method::CONNECT).then(|| value.clone())
 }
 
 /// Removes from a request what ends here. `te: trailers` stays, because gRPC asks for it end to end.
-pub fn clean_request(headers: &mut HeaderMap, peer: Trust) {
-    let seen = look(headers);
-    if seen.0 == 0 {
-        return;
-    }
+pub fn clean_request(headers: &mut HeaderMap, peer: Trust, seen: Seen) {
     remove_hop(headers, seen);
-    if seen.0 & Seen::TE != 0 {
+    if seen.any(Seen::TE) {
         keep_only_trailers(headers);
     }
-    if peer == Trust::Untrusted && seen.0 & (Seen::PRIVATE | Seen::DISGUISED) != 0 {
+    if peer == Trust::Untrusted && seen.any(Seen::OURS.or(Seen::DISGUISED)) {
         remove_where(headers, |name| {
             name.as_str().starts_with(OURS) || is_disguised(name.as_str())
         });
@@ -230,41 +261,45 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Trust) {
 }
 
 /// Removes from a response what ends here. Fields of ours that an upstream sends stay: it may be one of us.
-pub fn clean_response(headers: &mut HeaderMap) {
-    let seen = look(headers);
-    if seen.0 & (Seen::CONNECTION | Seen::HOP | Seen::TE) != 0 {
-        remove_hop(headers, seen);
+pub fn clean_response(headers: &mut HeaderMap, seen: Seen) {
+    remove_hop(headers, seen);
+    if seen.any(Seen::TE) {
         headers.remove(header::TE);
     }
 }
 
 fn remove_hop(headers: &mut HeaderMap, seen: Seen) {
-    if seen.0 & Seen::CONNECTION != 0 {
-        let named: SmallVec<[HeaderName; 4]> = options(headers)
-            // In nearly every answer, and removed below if they are fields at all.
-            .filter(|option| {
-                !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close")
-            })
-            .filter_map(|option| HeaderName::from_bytes(option).ok())
-            .filter(|name| *name != header::TE && !is_protected(name.as_str()))
-            .collect();
+    if seen.any(Seen::CONNECTION)
+        && let Entry::Occupied(connection) = headers.entry(header::CONNECTION)
+    {
+        let mut named = SmallVec::<[HeaderName; 4]>::new();
+        // In nearly every answer it names nothing.
+        if !connection.iter().all(is_about_itself) {
+            let fields = options(connection.iter()).filter_map(|option| HeaderName::from_bytes(option).ok());
+            // The others are removed below if they are fields at all.
+            named.extend(fields.filter(|name| *name != header::TE && !is_protected(name.as_str())));
+        }
+        connection.remove();
         for name in &named {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    if seen.0 & Seen::HOP != 0 {
+    if seen.any(Seen::HOP) {
         for name in &HOP {
             headers.remove(name);
         }
     }
 }
 
-/// The options of `Connection`.
-fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    headers
-        .get_all(header::CONNECTION)
-        .iter()
+/// Whether a value of `Connection` says only whether the connection goes on.
+fn is_about_itself(value: &HeaderValue) -> bool {
+    let option = value.as_bytes();
+    option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")
+}
+
+/// The options that these values of `Connection` name.
+fn options<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> impl Iterator<Item = &'a [u8]> {
+    values
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
 }
@@ -376,6 +411,11 @@ pub fn via(received: Version) -> (HeaderName, HeaderValue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn clean(headers: &mut HeaderMap, peer: Trust) {
+        let seen = look(headers);
+        clean_request(headers, peer, seen);
+    }
     use proptest::prelude::*;
 
     fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -418,7 +458,7 @@ mod tests {
             ("te", "gzip"),
             ("trailer", "x-sum"),
         ]);
-        clean_request(&mut headers, Trust::Untrusted);
+        clean(&mut headers, Trust::Untrusted);
         assert_eq!(names(&headers), ["accept", "trailer"]);
     }
 
@@ -437,7 +477,7 @@ mod tests {
             ("x-own", "d"),
             ("te", "trailers, deflate;q=0.5"),
         ]);
-        clean_request(&mut headers, Trust::Untrusted);
+        clean(&mut headers, Trust::Untrusted);
         assert_eq!(
             names(&headers),
             [
@@ -461,10 +501,10 @@ mod tests {
             ("x_other", "kept"),
         ]);
         let mut headers = sent.clone();
-        clean_request(&mut headers, Trust::Untrusted);
+        clean(&mut headers, Trust::Untrusted);
         assert_eq!(names(&headers), ["x_other"]);
         let mut headers = sent.clone();
-        clean_request(&mut headers, Trust::Trusted);
+        clean(&mut headers, Trust::Trusted);
         assert_eq!(headers, sent);
     }
 
@@ -478,7 +518,10 @@ mod tests {
             ("x-bellwether-epoch", "3"),
             ("set-cookie", "a=b"),
         ]);
-        clean_response(&mut headers);
+        {
+            let seen = look(&headers);
+            clean_response(&mut headers, seen);
+        };
         assert_eq!(names(&headers), ["set-cookie", "x-bellwether-epoch"]);
     }
 
@@ -486,13 +529,22 @@ mod tests {
     fn an_upgrade_is_asked_for_by_both_fields_or_not_at_all() {
         let asks = fields(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(
-            upgrade_asked(&Method::GET, Version::HTTP_11, &asks).unwrap(),
+            upgrade_asked(&Method::GET, Version::HTTP_11, &asks, look(&asks)).unwrap(),
             "websocket"
         );
-        assert_eq!(upgrade_asked(&Method::GET, Version::HTTP_10, &asks), None);
-        assert_eq!(upgrade_asked(&Method::CONNECT, Version::HTTP_11, &asks), None);
+        assert_eq!(
+            upgrade_asked(&Method::GET, Version::HTTP_10, &asks, look(&asks)),
+            None
+        );
+        assert_eq!(
+            upgrade_asked(&Method::CONNECT, Version::HTTP_11, &asks, look(&asks)),
+            None
+        );
         let alone = fields(&[("upgrade", "websocket")]);
-        assert_eq!(upgrade_asked(&Method::GET, Version::HTTP_11, &alone), None);
+        assert_eq!(
+            upgrade_asked(&Method::GET, Version::HTTP_11, &alone, look(&alone)),
+            None
+        );
     }
 
     #[test]
@@ -575,7 +627,7 @@ mod tests {
             for (name, value) in &list {
                 headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
             }
-            clean_request(&mut headers, Trust::Untrusted);
+            clean(&mut headers, Trust::Untrusted);
             for name in headers.keys() {
                 prop_assert!(!HOP.contains(name) && name != header::CONNECTION && !name.as_str().starts_with(OURS));
             }
@@ -583,7 +635,7 @@ mod tests {
                 prop_assert_eq!(te, "trailers");
             }
             let once = headers.clone();
-            clean_request(&mut headers, Trust::Untrusted);
+            clean(&mut headers, Trust::Untrusted);
             prop_assert_eq!(once, headers);
         }
 

@@ -32,6 +32,7 @@ use super::enter::Entered;
 use crate::cluster::{Ask, Cluster, NoPick, Patience, Picked, Tried, TurnedAway};
 use crate::message::forwarded::Trust;
 use crate::message::grpc;
+use crate::message::hygiene::Seen;
 use crate::snapshot::{Fault, Route, rate};
 use crate::telemetry::{ShedReason, ShedScope};
 
@@ -42,7 +43,7 @@ pub(super) fn admit(
     entered: &Entered,
     headers: &HeaderMap,
 ) -> Result<(), Reason> {
-    cx.priority = priority(cx, route, headers);
+    cx.priority = priority(cx, route, entered, headers);
     if !route.rate_limits.is_empty() {
         rate_limits(cx, route, entered, headers)?;
     }
@@ -91,16 +92,16 @@ pub(super) const PRIORITY: HeaderName = HeaderName::from_static("x-bellwether-pr
 
 /// How much a request matters: what a trusted peer says, else what its route says. What a proxy before us tries again
 /// counts one class lower.
-fn priority(cx: &RequestCx, route: &Route, headers: &HeaderMap) -> Priority {
+fn priority(cx: &RequestCx, route: &Route, entered: &Entered, headers: &HeaderMap) -> Priority {
     match cx.view.hop.trust() {
-        Trust::Untrusted => route.priority,
-        Trust::Trusted => {
+        Trust::Trusted if entered.seen.any(Seen::OURS) => {
             let said = headers.get(PRIORITY).map(HeaderValue::as_bytes);
             let attempt = 1 + u32::from(headers.contains_key(ATTEMPT));
             said.and_then(Priority::parse)
                 .unwrap_or(route.priority)
                 .of_attempt(attempt)
         }
+        Trust::Trusted | Trust::Untrusted => route.priority,
     }
 }
 

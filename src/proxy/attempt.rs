@@ -26,6 +26,7 @@ use crate::cluster::outliers::{Attempted, Witness};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Cluster, Endpoint, Picked, Seat};
 use crate::message::forwarded::Trust;
+use crate::message::hygiene::Seen;
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::replay::Failure;
 use crate::message::reply::REJECTED;
@@ -57,6 +58,8 @@ pub(super) struct Answered {
     pub(super) head: Box<response::Parts>,
     pub(super) rest: Box<Streaming>,
     pub(super) took: Took,
+    /// What its fields may have besides those of everybody.
+    pub(super) seen: Seen,
 }
 
 /// How long the parts of a try took.
@@ -206,7 +209,14 @@ impl AttemptGuard {
     }
 
     /// The head of the answer arrived.
-    fn answered(&mut self, status: StatusCode, headers: &HeaderMap, when: &FailureWhen, now: Moment) {
+    fn answered(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        seen: Seen,
+        when: &FailureWhen,
+        now: Moment,
+    ) {
         self.rtt = Some(now.since(self.started));
         self.cluster.endpoints[self.index].state.load.heard(now);
         self.code = status.as_u16();
@@ -219,10 +229,12 @@ impl AttemptGuard {
         self.outcome = Some(match outcome {
             Outcome::Success => Outcome::Success,
             // A proxy between us and the endpoint said so for itself.
-            _ if headers.contains_key(REJECTED) => Outcome::Ignored,
+            _ if seen.any(Seen::OURS) && headers.contains_key(REJECTED) => Outcome::Ignored,
             _ => when.of_status(status, self.hint(headers, now)),
         });
-        if let Some(code) = grpc::Code::of(headers) {
+        if seen.any(Seen::GRPC)
+            && let Some(code) = grpc::Code::of(headers)
+        {
             self.grpc(code.number(), when);
         }
         if let Some(Outcome::Failure(_)) = self.outcome {
@@ -521,17 +533,22 @@ pub(super) async fn attempt(cx: &RequestCx, call: &Call<'_>, aim: Aim) -> Result
             Some(Ok(Answer::Interim(status, mut headers))) => {
                 // 100 is between us and the endpoint; the client's own was answered when its body was wanted.
                 if status != StatusCode::CONTINUE {
-                    hygiene::clean_response(&mut headers);
+                    let seen = hygiene::look(&headers);
+                    hygiene::clean_response(&mut headers, seen);
                     early.send(status, &headers);
                 }
             }
             Some(Ok(Answer::Final(mut head))) => {
                 let took = took();
                 let now = worker.tools.wheel.recent();
+                let mut seen = hygiene::look(&head.headers);
                 if let Some(route) = cx.route(&cx.view) {
-                    guard.answered(head.status, &head.headers, &route.failure_when, now);
+                    guard.answered(head.status, &head.headers, seen, &route.failure_when, now);
                 }
-                if cluster.settings.heeds_answers && fail::said(&head.headers).is_some() {
+                if cluster.settings.heeds_answers
+                    && seen.any(Seen::OURS.or(Seen::ENVOY))
+                    && fail::said(&head.headers).is_some()
+                {
                     guard.wishes_to_leave(now);
                     if cx.view.hop.trust() == Trust::Untrusted {
                         fail::strip(&mut head.headers);
@@ -539,11 +556,13 @@ pub(super) async fn attempt(cx: &RequestCx, call: &Call<'_>, aim: Aim) -> Result
                 }
                 if let Some(translated) = &translated {
                     translated.answer(&mut head);
+                    seen = hygiene::look(&head.headers);
                 }
                 return Ok(Answered {
                     head,
                     rest: Box::new(Streaming::new(exchange, guard)),
                     took,
+                    seen,
                 });
             }
             Some(Err(error)) => {

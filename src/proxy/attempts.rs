@@ -23,6 +23,7 @@ use super::{Interim, View, admit, copy, fallback, upgrade};
 use crate::cluster::pool::Freshness;
 use crate::cluster::{Ask, Cluster, NoPick, Tried};
 use crate::message::forwarded::{Added, Trust};
+use crate::message::hygiene::Seen;
 use crate::message::pushback::{Pushback, pushback};
 use crate::message::repeatable::{Repeatable, repeatable};
 use crate::message::reply::{self, Detail, REJECTED};
@@ -78,7 +79,11 @@ pub(super) async fn attempts(
     };
     let cluster = view.snapshot.cluster(id).ok_or(Reason::NoUpstream)?;
     cx.cluster = Some(id);
-    let asked = deadline::take(headers, view.hop.trust());
+    let asked = if entered.seen.any(Seen::GRPC.or(Seen::OURS).or(Seen::ENVOY)) {
+        deadline::take(headers, view.hop.trust())
+    } else {
+        deadline::Asked::default()
+    };
     let deadline = within(cx, route, &asked)?;
     let guarded = match cx.fell_back {
         false => route.breakers.toward(id),
@@ -88,7 +93,7 @@ pub(super) async fn attempts(
         cx.ask_breaker(guarded)?;
     }
     // What another proxy of ours tries again is not tried again here: layers of retries multiply.
-    let is_retry = headers.contains_key(ATTEMPT);
+    let is_retry = entered.seen.any(Seen::OURS) && headers.contains_key(ATTEMPT);
     if let (Some(budget), false) = (&cluster.budget, is_retry) {
         budget.offer(cx.worker.tools.wheel.recent());
     }
@@ -103,7 +108,7 @@ pub(super) async fn attempts(
         Some(retry) => may_repeat(retry, &cx.method, entered, headers),
         None => false,
     };
-    let debug = debug_wanted(view, headers);
+    let debug = debug_wanted(view, entered, headers);
     let mut added = Added::new();
     let rewritten = prepare(view, cx, route, cluster, entered, headers, &mut added)?;
     let target = rewritten.map_or_else(|| entered.target(), Cow::Owned);
@@ -686,9 +691,9 @@ pub(super) fn may_repeat(retry: &Retry, method: &Method, entered: &Entered, head
     }
 }
 
-fn debug_wanted(view: &View, headers: &HeaderMap) -> bool {
+fn debug_wanted(view: &View, entered: &Entered, headers: &HeaderMap) -> bool {
     view.listener.detail == Detail::Full
-        || (view.hop.trust() == Trust::Trusted && headers.contains_key(DEBUG))
+        || (view.hop.trust() == Trust::Trusted && entered.seen.any(Seen::OURS) && headers.contains_key(DEBUG))
 }
 
 /// Writes the fields that we owe the service, and returns the target it gets if that is not the client's.
@@ -769,7 +774,10 @@ fn forward(
     tried_again: bool,
 ) -> Forwarded {
     let Answered {
-        mut head, mut rest, ..
+        mut head,
+        mut rest,
+        seen,
+        ..
     } = answered;
     cx.status = head.status.as_u16();
     cx.grpc_status = rest.attempt.grpc_status();
@@ -793,7 +801,7 @@ fn forward(
     if cx.seat.is_some() || cx.cluster_seat.is_some() || cluster.is_limited() {
         admit::may_last(cx, &head.headers, &mut rest.attempt);
     }
-    hygiene::clean_response(&mut head.headers);
+    hygiene::clean_response(&mut head.headers, seen);
     if head.status.is_server_error() {
         // For proxies of ours in front of us; nobody else is told.
         match cx.view.hop.trust() {

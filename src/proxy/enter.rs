@@ -11,6 +11,7 @@ use http_body::Body as _;
 
 use super::View;
 use super::cx::RequestCx;
+use crate::message::hygiene::Seen;
 use crate::message::redirect::Asked;
 use crate::message::replay::Replay;
 use crate::message::template::Values;
@@ -31,6 +32,8 @@ pub(super) struct Entered {
     pub(super) upgrade: Option<HeaderValue>,
     /// The client asks by extended CONNECT (RFC 8441).
     pub(super) extended: bool,
+    /// What its fields may have besides those of everybody.
+    pub(super) seen: Seen,
 }
 
 impl Entered {
@@ -158,9 +161,10 @@ pub(super) fn enter(
             Err(error) => return Err(bad_request(cx, &error)),
         }
     };
+    let seen = hygiene::look(headers);
     let upgrade = match &extended {
         Some(protocol) => Some(HeaderValue::from_str(protocol).or(Err(Reason::ClientProtocol))?),
-        None => hygiene::upgrade_asked(&cx.method, version, headers),
+        None => hygiene::upgrade_asked(&cx.method, version, headers, seen),
     };
     let view_path = path.as_deref().unwrap_or_else(|| target_path(&uri));
     let request_view = RequestView {
@@ -186,8 +190,10 @@ pub(super) fn enter(
         return Err(Reason::NoRoute);
     };
     cx.enter_route(*index);
-    cx.trace = trace::take(headers);
-    hygiene::clean_request(headers, view.hop.trust());
+    if seen.any(Seen::TRACE) {
+        cx.trace = trace::take(headers);
+    }
+    hygiene::clean_request(headers, view.hop.trust(), seen);
     if let (Some(limit), Some(length)) = (view.listener.max_body, body.size_hint().exact())
         && length > limit
     {
@@ -216,6 +222,7 @@ pub(super) fn enter(
         uri,
         upgrade,
         extended: extended.is_some(),
+        seen,
     })
 }
 

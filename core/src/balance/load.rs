@@ -609,3 +609,32 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{sync::Arc, thread};
+
+    #[test]
+    fn loom_what_began_ends_and_nobody_is_waited_for_any_more() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let load = Arc::new(Load::new());
+            let other = Arc::clone(&load);
+            let at = |millis| Moment::ZERO.plus(Duration::from_millis(millis));
+            let attempt = move |load: &Load| {
+                load.begin(at(100));
+                load.heard(at(110));
+                load.finish(Duration::from_millis(10), Outcome::Success, at(110));
+            };
+            let thread = thread::spawn(move || attempt(&other));
+            attempt(&load);
+            thread.join().unwrap();
+            assert_eq!((load.in_flight(), load.picks()), (0, 2));
+            assert_eq!(load.silence(at(10_000)), 0.0);
+            let estimate = load.estimate(at(110), f32::INFINITY).unwrap();
+            assert!((0.0099..=0.0101).contains(&estimate), "{estimate}");
+        });
+    }
+}
