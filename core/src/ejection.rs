@@ -11,8 +11,10 @@
 //!
 //! *Rehearsals.* A time out that doubles is right for who keeps failing and long for who has recovered, and every failed
 //! probe costs somebody a request. So while an endpoint is out, copies of requests that anybody may repeat are sent to it,
-//! a few a second, and nobody waits for them: [`Ejection::rehearse`] gives the right to one. [`REHEARSALS`] good ones in
-//! a row bring the probe forward; they do not replace it. What fails now and then fails among so many.
+//! ten a second, and nobody waits for them: [`Ejection::rehearse`] gives the right to one. [`REHEARSALS`] good ones in
+//! a row bring the probe forward; they do not replace it. What fails now and then fails among so many. One that fails puts
+//! the probe off by a second: whoever fails three of ten would pass most probes and cost users a request each time. The
+//! time out is at most doubled so, because copies may fail where other requests would not.
 //!
 //! An endpoint whose probe is due must stay visible to the picker, and should be preferred once: nothing else brings it
 //! back. [`Ejection::standing`] says so with one load for the usual case.
@@ -94,6 +96,8 @@ struct History {
     /// Ejections in a row, not yet forgotten.
     nth: u32,
     ejected_at: Moment,
+    /// When the first probe was to be due.
+    until: Moment,
     returned_at: Moment,
 }
 
@@ -278,6 +282,7 @@ impl Ejection {
         // less than a request ago.
         if !well {
             self.rehearsed.store(0, Ordering::Relaxed);
+            self.put_off(now);
             return false;
         }
         let before = self.rehearsed.fetch_add(1, Ordering::Relaxed);
@@ -286,6 +291,20 @@ impl Ejection {
         }
         self.rehearsed.store(0, Ordering::Relaxed);
         !self.is_out() || self.invite(now)
+    }
+
+    fn put_off(&self, now: Moment) {
+        let history = self.lock();
+        // Ordering: Relaxed, as in `put_out`.
+        let word = self.word.load(Ordering::Relaxed);
+        if word == IN || is_shadow(word) || end_of(word) <= now {
+            return;
+        }
+        let last = history.until.plus(history.until.since(history.ejected_at));
+        let end = now.plus(PUT_OFF).min(last);
+        if end > end_of(word) {
+            self.word.store(pack(end, Mode::Enforce), Ordering::Relaxed);
+        }
     }
 
     /// Somebody has reason to believe that it works again: its probe is due at once. True if it was not.
@@ -371,6 +390,7 @@ impl Ejection {
     fn put_out(&self, history: &mut History, delay: Duration, mode: Mode, now: Moment) -> Ejected {
         history.nth = history.nth.saturating_add(1);
         history.ejected_at = now;
+        history.until = now.plus(delay);
         let word = pack(now.plus(delay), mode);
         // Ordering: Relaxed; writers are ordered by the lock, readers may be late.
         self.probe.store(0, Ordering::Relaxed);
@@ -394,12 +414,15 @@ impl Ejection {
     }
 }
 
-/// Good rehearsals in a row that bring the probe forward: of an endpoint that fails three of ten, one such row in
-/// seventeen.
-pub const REHEARSALS: u32 = 8;
+/// Good rehearsals in a row that bring the probe forward: an endpoint that fails three of ten has one such row in fifty
+/// seconds.
+pub const REHEARSALS: u32 = 14;
 
 /// The time from one rehearsal to the next.
-pub const REHEARSE_AFTER: Duration = Duration::from_millis(200);
+pub const REHEARSE_AFTER: Duration = Duration::from_millis(100);
+
+/// How far a rehearsal that fails keeps the probe away.
+const PUT_OFF: Duration = Duration::from_secs(1);
 
 impl Probe {
     /// The request ended. Pushback keeps the endpoint out, at least as long as it asked for.
@@ -510,15 +533,53 @@ mod tests {
     }
 
     #[test]
+    fn who_fails_its_rehearsals_stays_out_for_at_most_twice_the_time() {
+        let ejection = Arc::new(Ejection::new());
+        out(&ejection, at(0));
+        let until = |ejection: &Ejection| ejection.view(at(0)).until.unwrap();
+        let first = until(&ejection);
+        let length = first.since(at(0));
+        assert!(!ejection.rehearsed(false, at(100)));
+        assert_eq!(until(&ejection), first, "it is far away anyhow");
+        let late = |millis| {
+            first
+                .plus(Duration::from_millis(millis))
+                .minus(Duration::from_millis(100))
+        };
+        assert!(!ejection.rehearsed(false, late(0)));
+        assert_eq!(until(&ejection), late(1000));
+        assert_eq!(ejection.standing(first), Standing::Out);
+        // Without another failure it is due a second later.
+        assert_eq!(ejection.standing(late(1000)), Standing::Due);
+        // What comes too late changes nothing, or the probe that is under way would be about another time out.
+        let probe = ejection.try_probe(&plain(), late(1000)).unwrap();
+        assert!(!ejection.rehearsed(false, late(1001)));
+        assert_eq!(
+            probe.judge(&plain(), Outcome::Success, late(1002), &mut Dice::new(1)),
+            Conclusion::Returned
+        );
+
+        let ejection = Arc::new(Ejection::new());
+        out(&ejection, at(0));
+        let first = until(&ejection);
+        let mut now = at(0);
+        while ejection.standing(now) == Standing::Out {
+            assert!(!ejection.rehearsed(false, now));
+            now = now.plus(Duration::from_millis(50));
+        }
+        assert!(until(&ejection) == first.plus(length), "{now:?}");
+    }
+
+    #[test]
     fn good_rehearsals_in_a_row_bring_the_probe_forward_and_replace_it_not() {
         let ejection = Arc::new(Ejection::new());
         assert!(!ejection.rehearse(at(0)), "it is in service");
         out(&ejection, at(0));
         let mut now = 0;
         let mut rehearse = |well: bool| {
-            now += 200;
+            now += 100;
             assert!(ejection.rehearse(at(now)));
-            assert!(!ejection.rehearse(at(now + 100)), "the next one has to wait");
+            assert!(!ejection.rehearse(at(now + 50)), "the next one has to wait");
             (ejection.rehearsed(well, at(now)), ejection.standing(at(now)))
         };
         for _ in 1..REHEARSALS {
@@ -535,11 +596,12 @@ mod tests {
         assert_eq!(rehearse(true), (true, Standing::Due));
         assert!(!ejection.rehearse(at(now + 300)), "what is due is no rehearsal");
         let serving = Ejection::new();
-        assert!(serving.turn(at(0)) && !serving.turn(at(199)) && serving.turn(at(200)));
+        assert!(serving.turn(at(0)) && !serving.turn(at(99)) && serving.turn(at(100)));
         assert_eq!(
-            (1..=16).filter(|_| serving.rehearsed(true, at(0))).count(),
-            2,
-            "every eighth"
+            (1..=2 * REHEARSALS)
+                .filter(|_| serving.rehearsed(true, at(0)))
+                .count(),
+            2
         );
         let probe = ejection.try_probe(&plain(), at(now + 300)).unwrap();
         let again = probe.judge(&plain(), FAILURE, at(now + 300), &mut Dice::new(1));

@@ -251,7 +251,7 @@ object! {
         max_ejection_time: Sp<Duration> = "300s" in (1, u32::MAX);
         /// at least one may always go, the last never
         max_ejection_percent: Sp<Percent> = "50%";
-        /// copies of GET requests are sent to who is ejected, a few a second, to find out early whether it works again
+        /// copies of GET requests are sent to who is ejected, ten a second, to find out early whether it works again
         rehearsals: Sp<bool> = "true";
     }
 }
