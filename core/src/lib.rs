@@ -14,7 +14,8 @@
 //! who need not come, [`backoff`], [`budget`] and [`hedge`] when to ask again, [`idle`] when a connection is too old for
 //! it. Who may be picked is the [`arbiter`]'s: [`health`], [`heartbeat`] and [`phi`], [`outlier`] (by what it counts and
 //! by [`recent`] times) and [`ejection`] tell it what they know, [`self_health`] how far to
-//! believe them, [`mod@panic`] says what to do when nobody is left, and [`pick`] puts it together.
+//! believe them, [`mod@panic`] says what to do when nobody is left, and [`pick`] puts it together. [`group`] is about
+//! endpoints that replicate one state: who leads, and what may be read where.
 
 #![warn(missing_docs)]
 
@@ -28,6 +29,8 @@ pub mod budget;
 pub mod deadline;
 pub mod dice;
 pub mod ejection;
+pub mod group;
+mod hash;
 pub mod health;
 pub mod heartbeat;
 pub mod hedge;

@@ -10,8 +10,9 @@
 //! members: a size that followed the number would move nearly every key whenever it changed, and building this one takes
 //! one to three milliseconds (measured, 3 to 3000 members). With more members than places, some have none.
 
-use super::{MemberSpec, hash, tier::Tier};
+use super::{MemberSpec, tier::Tier};
 use crate::dice::scramble;
+use crate::hash;
 
 #[derive(Debug)]
 pub(super) struct Maglev {

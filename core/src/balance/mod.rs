@@ -16,7 +16,6 @@
 //! of its members asked.
 
 mod bound;
-mod hash;
 mod least_request;
 mod load;
 mod maglev;

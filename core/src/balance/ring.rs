@@ -9,8 +9,9 @@
 //! changing the heaviest weight, and, with unequal weights, a change after which the mean weight stands to the heaviest in
 //! another power of two. Keys of two members must differ; with equal ones the first takes all.
 
-use super::{MemberSpec, hash, tier::Tier};
+use super::{MemberSpec, tier::Tier};
 use crate::dice::scramble;
+use crate::hash;
 
 #[derive(Debug)]
 pub(super) struct Ring {
