@@ -14,7 +14,7 @@
 //! * A value is not left while somebody has yet to see it and nobody will write it again.
 //! * A write with a value of its own has been done before the first answer that shows it, and who shows it began to look
 //!   after the write was called. That gives most unknown writes an end; one whose value nobody ever saw can be left out.
-//!   (Not where a compare-and-set failed: any value may be the reason for that.)
+//!   Not where a compare-and-set failed, for which any value may be the reason; but then one is as good as another.
 //! * A write whose value nobody saw is placed at the first moment when nobody misses the value before it.
 //!
 //! An operation without a certain effect may take place at any time after its call or never; one that is said to have none
@@ -167,12 +167,19 @@ struct Item {
     step: Step,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Read(u32),
     Write(u32),
     Swap { from: u32, to: u32 },
     Fails(u32),
+}
+
+impl Item {
+    /// Whether it may be done at any time and serves only to end what was there before.
+    fn spare(&self, dull: u32) -> bool {
+        self.ret == NEVER && self.step == Step::Write(dull)
+    }
 }
 
 impl Step {
@@ -200,6 +207,8 @@ struct Register {
     /// How many of them must take place.
     must: usize,
     values: usize,
+    /// Stands for every value that nobody sees or expects.
+    dull: u32,
 }
 
 impl Register {
@@ -211,12 +220,14 @@ impl Register {
             .filter_map(|number| item(*number, &history.operations()[*number], until, &mut ids))
             .collect();
         narrow(&mut items, ids.len() + 1);
-        items.sort_by_key(|item| (item.ret == NEVER, item.call, item.number));
+        let dull = merge(&mut items, ids.len() + 1);
+        items.sort_by_key(|item| (item.ret == NEVER, !item.spare(dull), item.call, item.number));
         let must = items.partition_point(|item| item.ret != NEVER);
         Self {
             items,
             must,
-            values: ids.len() + 1,
+            values: ids.len() + 2,
+            dull,
         }
     }
 
@@ -304,6 +315,26 @@ fn narrow(items: &mut Vec<Item>, values: usize) {
     items.retain(|item| item.ret != NEVER || item.step.leaves().is_some_and(|value| needed[value as usize]));
 }
 
+/// Gives all values that nobody sees or expects one number, because it does not matter which of them is there.
+fn merge(items: &mut [Item], values: usize) -> u32 {
+    let dull = values as u32;
+    let mut matters = vec![false; values];
+    matters[0] = true;
+    for item in items.iter() {
+        if let Step::Read(value) | Step::Fails(value) | Step::Swap { from: value, .. } = item.step {
+            matters[value as usize] = true;
+        }
+    }
+    for item in items {
+        if let Step::Write(value) | Step::Swap { to: value, .. } = &mut item.step
+            && !matters[*value as usize]
+        {
+            *value = dull;
+        }
+    }
+    dull
+}
+
 /// What a search came to.
 #[derive(Debug)]
 enum Found {
@@ -331,8 +362,8 @@ struct Search<'a> {
     /// Those that must take place and have yet to see a value, or to write one, by value.
     wanted: Vec<u32>,
     coming: Vec<u32>,
-    /// Values that anybody needs at any time.
-    popular: Vec<bool>,
+    /// Values on which some compare-and-set would not have failed.
+    refused: Vec<bool>,
     /// Writes that nobody sees may be settled: nothing depends on what a value is not.
     hasty: bool,
     stack: Vec<Placed>,
@@ -354,7 +385,7 @@ impl<'a> Search<'a> {
         let count = items.len();
         let mut events: Vec<(u64, bool, u32)> = Vec::with_capacity(2 * count);
         let (mut wanted, mut coming) = (vec![0; register.values], vec![0; register.values]);
-        let mut popular = vec![false; register.values];
+        let mut refused = vec![false; register.values];
         for (at, item) in items.iter().enumerate() {
             // At one instant calls come first: these overlap.
             events.push((item.call, false, 1 + at as u32));
@@ -363,7 +394,9 @@ impl<'a> Search<'a> {
             }
             if let Some(value) = item.step.needs() {
                 wanted[value as usize] += u32::from(item.ret != NEVER);
-                popular[value as usize] = true;
+            }
+            if let Step::Fails(value) = item.step {
+                refused[value as usize] = true;
             }
             if let Some(value) = item.step.leaves() {
                 coming[value as usize] += 1;
@@ -386,8 +419,8 @@ impl<'a> Search<'a> {
             state: 0,
             wanted,
             coming,
-            popular,
-            hasty: register.must == count && !items.iter().any(|item| matches!(item.step, Step::Fails(_))),
+            hasty: register.must == count && !refused.contains(&true),
+            refused,
             stack: Vec::with_capacity(count),
             done: 0,
             placed: vec![0; words],
@@ -452,7 +485,14 @@ impl<'a> Search<'a> {
 
     /// What the register holds afterwards, if the operation can be next.
     fn fits(&self, item: u32) -> Option<u32> {
-        let item = &self.register.items[item as usize];
+        let at = item as usize;
+        let item = &self.register.items[at];
+        // One is as good as another, so they are used in their order, and only where they serve a purpose.
+        if item.spare(self.register.dull)
+            && (!self.refused[self.state as usize] || (at > self.register.must && !self.is_placed(at - 1)))
+        {
+            return None;
+        }
         match item.step {
             Step::Read(value) => (value == self.state).then_some(value),
             Step::Fails(value) => (value != self.state).then_some(self.state),
@@ -474,7 +514,7 @@ impl<'a> Search<'a> {
         match self.register.items[item as usize].step {
             Step::Read(_) | Step::Fails(_) => true,
             Step::Write(value) => {
-                self.hasty && !self.popular[value as usize] && self.wanted[self.state as usize] == 0
+                self.hasty && value == self.register.dull && self.wanted[self.state as usize] == 0
             }
             Step::Swap { .. } => false,
         }
@@ -530,25 +570,35 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// The word and the bit of an operation.
+    const fn bit(&self, item: usize) -> (usize, u64) {
+        match item.checked_sub(self.register.must) {
+            None => (item / 64, 1 << (item % 64)),
+            Some(open) => (self.must_words() + open / 64, 1 << (open % 64)),
+        }
+    }
+
+    const fn is_placed(&self, item: usize) -> bool {
+        let (word, bit) = self.bit(item);
+        self.placed.as_slice()[word] & bit != 0
+    }
+
     /// Turns the bit of an operation over.
     fn mark(&mut self, item: u32) {
-        let item = item as usize;
-        let Some(open) = item.checked_sub(self.register.must) else {
-            let word = item / 64;
-            self.placed[word] ^= 1 << (item % 64);
-            if self.placed[word] & (1 << (item % 64)) == 0 {
-                self.done -= 1;
-                self.low = self.low.min(word);
-            } else {
-                self.done += 1;
-            }
-            while self.placed[..self.must_words()].get(self.low) == Some(&u64::MAX) {
-                self.low += 1;
-            }
+        let (word, bit) = self.bit(item as usize);
+        self.placed[word] ^= bit;
+        if word >= self.must_words() {
             return;
-        };
-        let word = self.must_words() + open / 64;
-        self.placed[word] ^= 1 << (open % 64);
+        }
+        if self.placed[word] & bit == 0 {
+            self.done -= 1;
+            self.low = self.low.min(word);
+        } else {
+            self.done += 1;
+        }
+        while self.placed[..self.must_words()].get(self.low) == Some(&u64::MAX) {
+            self.low += 1;
+        }
     }
 
     const fn must_words(&self) -> usize {
@@ -564,10 +614,19 @@ impl<'a> Search<'a> {
             left = left.saturating_sub(word.count_ones() as usize);
             more
         });
-        std::iter::once((self.low as u64) << 32 | u64::from(self.state))
-            .chain(open.iter().copied())
-            .chain(middle.copied())
-            .collect()
+        let mut configuration = vec![(self.low as u64) << 32 | u64::from(self.state)];
+        configuration.extend(open);
+        // What can never be done any more is as good as done.
+        for (at, item) in self.register.items[self.register.must..].iter().enumerate() {
+            if let Step::Swap { from, .. } = item.step
+                && from != self.state
+                && self.coming[from as usize] == 0
+            {
+                configuration[1 + at / 64] |= 1 << (at % 64);
+            }
+        }
+        configuration.extend(middle);
+        configuration.into_boxed_slice()
     }
 }
 
