@@ -377,6 +377,24 @@ fn core_has_an_order_too() {
 }
 
 #[test]
+fn the_judges_depend_on_nothing_and_are_all_on_the_map() {
+    let manifest = read("checkers/Cargo.toml");
+    assert!(
+        !manifest.contains("\n[dependencies]"),
+        "bellwether-checkers has a dependency"
+    );
+    let listed: BTreeSet<String> = table("Checkers").into_iter().map(|row| row[0].clone()).collect();
+    let present: BTreeSet<String> = sources("checkers/src")
+        .iter()
+        .filter_map(|file| module_of(file, "checkers/src").into_iter().next())
+        .collect();
+    assert_eq!(
+        listed, present,
+        "the table \"Checkers\" of docs/architecture.md and checkers/src differ"
+    );
+}
+
+#[test]
 fn core_depends_on_nothing() {
     let manifest = read("core/Cargo.toml");
     let dependencies = manifest
@@ -456,7 +474,14 @@ fn outside_crates_are_known_where_they_belong() {
 #[test]
 fn every_file_begins_by_saying_what_it_is() {
     let mut silent = Vec::new();
-    for folder in ["src", "core/src", "tests", "benches", "fuzz/fuzz_targets"] {
+    for folder in [
+        "src",
+        "core/src",
+        "checkers",
+        "tests",
+        "benches",
+        "fuzz/fuzz_targets",
+    ] {
         for file in sources(folder) {
             let text = read(&file);
             let first = text.lines().next().unwrap_or("");
@@ -475,7 +500,7 @@ fn every_file_begins_by_saying_what_it_is() {
 #[test]
 fn nothing_is_left_for_later() {
     let later = ["todo", "unimplemented"].map(|word| format!("{word}!("));
-    for folder in ["src", "core/src", "tests", "benches"] {
+    for folder in ["src", "core/src", "checkers", "tests", "benches"] {
         for file in sources(folder) {
             let code = code(&read(&file));
             for word in &later {
