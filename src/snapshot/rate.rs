@@ -27,6 +27,8 @@ pub struct RateLimit {
     pub name: Arc<str>,
     /// How many in how long, and at once.
     pub rate: Rate,
+    /// What clients are told of it once and for all.
+    pub told: Told,
     /// Requests that agree in all of these share a bucket.
     pub keys: Box<[HashKey]>,
     /// Whether it refuses.
@@ -41,6 +43,26 @@ pub struct RateLimit {
     pub buckets: Arc<Buckets>,
     /// Its series.
     pub metrics: Arc<RateMetrics>,
+}
+
+/// The parts of the fields about a limit that are the same for every answer.
+#[derive(Debug)]
+pub struct Told {
+    /// Of `RateLimit-Policy`; none where the name cannot stand in a field.
+    policy: Option<HeaderValue>,
+    /// What `RateLimit` begins with.
+    start: Box<str>,
+}
+
+impl Told {
+    /// Of a limit of this name.
+    pub fn new(name: &str, rate: &Rate) -> Self {
+        let policy = format!("\"{name}\";q={};w={}", rate.count(), rate.per().as_secs());
+        Self {
+            policy: HeaderValue::try_from(policy).ok(),
+            start: format!("\"{name}\";r=").into(),
+        }
+    }
 }
 
 /// How a request stands with the limit that is nearest to refusing, for the client to know.
@@ -130,20 +152,18 @@ impl Standing {
         let Some(limit) = limits.get(self.limit) else {
             return;
         };
-        let (name, rate) = (&limit.name, &limit.rate);
+        let Told { policy, start } = &limit.told;
+        let Some(policy) = policy else { return };
+        headers.append(RATE_LIMIT_POLICY, policy.clone());
         // A reset in less than a second is one in a second: whole seconds is what the draft has.
         let reset = self.reset.as_secs() + u64::from(self.reset.subsec_nanos() > 0);
-        let fields = [
-            (
-                RATE_LIMIT_POLICY,
-                format!("\"{name}\";q={};w={}", rate.count(), rate.per().as_secs()),
-            ),
-            (RATE_LIMIT, format!("\"{name}\";r={};t={reset}", self.requests)),
-        ];
-        for (field, value) in fields {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.append(field, value);
-            }
+        let mut value = String::with_capacity(start.len() + 32);
+        value.push_str(start);
+        value.push_str(itoa::Buffer::new().format(self.requests));
+        value.push_str(";t=");
+        value.push_str(itoa::Buffer::new().format(reset));
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.append(RATE_LIMIT, value);
         }
     }
 }
@@ -158,9 +178,11 @@ mod tests {
 
     fn limit(recorder: &Recorder, name: &str, count: u32, mode: Mode) -> RateLimit {
         let number = NonZeroU32::new(count).unwrap();
+        let rate = Rate::new(number, Duration::from_secs(60), number);
         RateLimit {
             name: name.into(),
-            rate: Rate::new(number, Duration::from_secs(60), number),
+            told: Told::new(name, &rate),
+            rate,
             keys: [HashKey::parse(name).unwrap()].into(),
             mode,
             status: StatusCode::TOO_MANY_REQUESTS,

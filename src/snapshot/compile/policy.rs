@@ -14,6 +14,7 @@ use crate::config::route::HeaderEdits as WrittenEdits;
 use crate::config::units::{MethodSet, RetryCondition, RetryOn as When, Scalar as _, WordOr};
 use crate::config::{Many, Map, Sp};
 use crate::message::edits::{EditError, HeaderEdits};
+use crate::snapshot::rate::Told;
 use crate::snapshot::{
     FailureWhen, Fault, HedgePlan, PerTry, RateLimit, Retry, RetryMethods, RetryOn, RouteState,
 };
@@ -206,8 +207,10 @@ pub(super) fn rate_limits(
                 NonZeroU32::new(count.get().div_ceil(seconds)).unwrap_or(NonZeroU32::MIN)
             }
         };
+        let rate = Rate::new(count, written.rate.per, burst);
         limits.push(RateLimit {
-            rate: Rate::new(count, written.rate.per, burst),
+            told: Told::new(&name, &rate),
+            rate,
             keys,
             mode: mode(written.mode.value),
             status: u16::try_from(written.status.value)
