@@ -576,6 +576,7 @@ impl GroupState {
             *known = Known {
                 foreign: true,
                 said: std::mem::take(&mut known.said),
+                named: known.named,
                 ..Known::default()
             };
             // What registries say of it is theirs to say; its own words are not evidence in this group.
