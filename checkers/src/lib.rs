@@ -9,6 +9,8 @@
 //! the searching one against a second implementation that tries every order. What must stay true: a judge accuses only
 //! with a proof that a person can check, and says that it does not know rather than guess.
 //!
+//! [`model`] has upstreams in virtual time to record runs of, for simulations.
+//!
 //! No clock, no I/O, no dependency: integration tests, the simulator and the proofs use the same judges.
 
 #![warn(missing_docs)]
@@ -16,6 +18,7 @@
 pub mod history;
 pub mod linear;
 pub mod loss;
+pub mod model;
 pub mod session;
 
 pub use history::{Applied, History, Kind, Operation, Outcome, Value};
