@@ -1,6 +1,6 @@
 //! YAML text to a small tree in which every key and value knows its place; the only file that knows the YAML parser.
 //!
-//! The parser is `granit-parser`, the event layer under `serde-saphyr`. Its events carry byte ranges, the raw style of
+//! The parser is `granit-parser`. Its events carry byte ranges, the raw style of
 //! a scalar and unresolved aliases, which a serde data model cannot carry: `5` must be reported as written, `"off"` and
 //! `off` differ, and a bare `*.example.com` is an alias only to the parser. Nothing is typed here: `1.3`, `no` and `5s`
 //! are all text, as in YAML 1.2's failsafe schema, and lowering decides what was meant.
@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 
-use super::diagnostic::{Diagnostic, Diagnostics, FileId, Source, Span};
+use super::diagnostic::{Diagnostic, Diagnostics, FileId, Source, Sources, Span};
 
 /// Bytes a file may have.
 pub const MAX_BYTES: usize = 10 * 1024 * 1024;
@@ -171,6 +171,60 @@ pub fn parse(file: FileId, out: &mut Diagnostics) -> Option<Node> {
         }
     }
     builder.root
+}
+
+/// A file that is no configuration, as plain values: `name` is what people know it by.
+///
+/// Bare words are null, true, false and numbers where they are written as JSON writes them; everything else is text.
+///
+/// # Errors
+/// What is wrong first, and where.
+pub fn values(name: &str, text: &str) -> Result<serde_json::Value, String> {
+    let mut found = Diagnostics::new(Sources::default());
+    let file = found.sources.add(name, None, text.to_owned());
+    let node = parse(file, &mut found);
+    let value = node.map(|node| value(&node, &mut found));
+    let problems = found.sorted();
+    let Some(problem) = problems.iter().find(|problem| problem.is_error()) else {
+        return Ok(value.unwrap_or(serde_json::Value::Null));
+    };
+    let place = found.sources.position(problem.span());
+    Err(match place {
+        Some(place) => format!(
+            "line {}, column {}: {}",
+            place.line, place.column, problem.message
+        ),
+        None => problem.message.clone(),
+    })
+}
+
+fn value(node: &Node, found: &mut Diagnostics) -> serde_json::Value {
+    use serde_json::Value;
+    match &node.kind {
+        Kind::Empty => Value::Null,
+        Kind::List(items) => items.iter().map(|item| value(item, found)).collect(),
+        Kind::Map(entries) => {
+            let mut map = serde_json::Map::new();
+            for (key, held) in entries.iter() {
+                let held = value(held, found);
+                if map.insert(key.name.to_string(), held).is_some() {
+                    let message = format!("`{}` stands here a second time", key.name);
+                    found.push(Diagnostic::error("E0201", message).at(key.span, "again"));
+                }
+            }
+            Value::Object(map)
+        }
+        Kind::Scalar(scalar) => match (scalar.style, &*scalar.text) {
+            (Style::Plain, "" | "null" | "~") => Value::Null,
+            (Style::Plain, text) => match serde_json::from_str::<Value>(text) {
+                // `01` and `1e3` are what people write who mean text.
+                Ok(Value::Bool(is)) => Value::Bool(is),
+                Ok(Value::Number(number)) if number.to_string().as_str() == text => Value::Number(number),
+                Ok(_) | Err(_) => Value::String(text.to_owned()),
+            },
+            (_, text) => Value::String(text.to_owned()),
+        },
+    }
 }
 
 /// The entries of a map so far, and the key whose value comes next.

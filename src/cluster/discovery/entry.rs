@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::config::yaml;
 use crate::net::{Address, SocketAddress};
 
 use super::{MAX_MEMBERS, Member, normalize};
@@ -25,14 +26,37 @@ struct Long {
     address: String,
     #[serde(default = "one")]
     weight: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text")]
     zone: Option<String>,
     #[serde(default)]
     priority: u8,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text")]
     host: Option<String>,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    labels: BTreeMap<String, Text>,
+}
+
+/// A text, or what looks like a number and is meant as one: `rack: 5`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected text")]
+enum Text {
+    Written(String),
+    Number(serde_json::Number),
+    Bool(bool),
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        match text {
+            Text::Written(text) => text,
+            Text::Number(number) => number.to_string(),
+            Text::Bool(is) => is.to_string(),
+        }
+    }
+}
+
+fn text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Text>::deserialize(from)?.map(String::from))
 }
 
 const fn one() -> u32 {
@@ -42,7 +66,8 @@ const fn one() -> u32 {
 /// Reads a YAML list of endpoints; JSON is YAML.
 pub fn read_yaml(text: &str) -> Result<Vec<Member>, String> {
     // A file cut to nothing is YAML too (null), but nobody meant it as an empty list.
-    let written: Option<Vec<Written>> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    let values = yaml::values("the list", text)?;
+    let written: Option<Vec<Written>> = serde_json::from_value(values).map_err(|error| error.to_string())?;
     members(written.ok_or("there is no list; write `[]` for none")?)
 }
 
@@ -81,7 +106,12 @@ impl Written {
                 weight: long.weight,
                 zone: long.zone.map(Arc::from),
                 priority: long.priority,
-                labels: Arc::new(long.labels),
+                labels: Arc::new(
+                    long.labels
+                        .into_iter()
+                        .map(|(name, text)| (name, text.into()))
+                        .collect(),
+                ),
             }),
         }
     }
@@ -132,6 +162,7 @@ mod tests {
             ("[\"10.0.0.1:0\"]", "port 0"),
             ("[\"unix:app.sock\"]", "absolute"),
             ("[\"10.0.0.1:80\", \"10.0.0.1:80\"]", "twice"),
+            ("[{\"address\": \"10.0.0.1:80\", \"zone\": []}]", "expected"),
             (
                 "[{\"address\": \"10.0.0.1:80\", \"wieght\": 1}]",
                 "expected an address or an object",
@@ -142,6 +173,24 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
             read_yaml(text).unwrap_err();
         }
+    }
+
+    #[test]
+    fn yaml_says_where_it_is_wrong_and_numbers_may_be_meant_as_text() {
+        let error = read_yaml("- address: 10.0.0.1:80\n  address: 10.0.0.2:80\n").unwrap_err();
+        assert_eq!(error, "line 2, column 3: `address` stands here a second time");
+        let error = read_yaml("- 10.0.0.1:80\n- [\n").unwrap_err();
+        assert!(error.starts_with("line "), "{error}");
+        let text =
+            "- { address: 10.0.0.1:80, zone: 1, weight: 2, labels: { rack: 05, new: true, of: '7' } }\n";
+        let read = &read_yaml(text).unwrap()[0];
+        assert_eq!((read.zone.as_deref(), read.weight), (Some("1"), 2));
+        let labels: Vec<_> = read
+            .labels
+            .iter()
+            .map(|(name, text)| (&**name, &**text))
+            .collect();
+        assert_eq!(labels, [("new", "true"), ("of", "7"), ("rack", "05")]);
     }
 
     #[test]
