@@ -1,18 +1,23 @@
 //! Pick: which endpoint gets the next attempt, and in what role.
 //!
-//! Three questions in this order. *Is a probe due?* An endpoint that only a request can bring back is asked first, by an
-//! attempt that may fail: nothing else brings it back, and a picker that hides it keeps it out for ever. *Who is in
-//! service?* Those compete under the balancer's policy. *Is it panic?* Then so do those that a detector took out.
+//! Four questions in this order. *Is a probe due?* An endpoint that only a request can bring back is asked first, by an
+//! attempt that may fail: nothing else brings it back, and a picker that hides it keeps it out for ever. *Does a breaker
+//! wait for somebody?* Likewise. *Who is in service?* Those compete under the balancer's policy. *Is it panic?* Then so do
+//! those that a detector took out.
 //!
-//! Both ways of choosing are the one [`Balancer`] with another view of who is eligible, so priorities, weights, limits and
-//! what is known of load hold in panic too.
+//! All ways of choosing are the one [`Balancer`] with another view of who is eligible, so priorities, weights, limits and
+//! what is known of load hold in panic too. Whoever is chosen must still have a place ([`Candidates::take`]): another worker
+//! may have been faster.
 //!
 //! What must stay true: nobody whom people took out is picked, in any role; a probe is handed out only with the rights of
 //! everybody who waits for one ([`Availability::awaits_probe`]); if there is no pick, the reason says whether trying
 //! elsewhere, waiting, or giving up is right.
 
+use std::time::Duration;
+
 use crate::arbiter::Availability;
 use crate::balance::{Balancer, Load, Members};
+use crate::breaker::Passage;
 use crate::dice::Dice;
 use crate::moment::Moment;
 use crate::panic;
@@ -22,6 +27,8 @@ use crate::pulse::Pulse;
 pub trait Candidates {
     /// The right to find out whether an endpoint may come back.
     type Probe;
+    /// The right to send it a request.
+    type Place;
 
     /// How many there are.
     fn count(&self) -> usize;
@@ -47,17 +54,43 @@ pub trait Candidates {
     /// Whether it has no place for another request.
     fn is_full(&self, index: usize) -> bool;
 
+    /// A place at it, if there is one.
+    fn take(&self, index: usize) -> Option<Self::Place>;
+
+    /// Whether anybody can be due; if not, nobody is looked at for it.
+    fn may_be_due(&self) -> bool {
+        true
+    }
+
     /// The right to probe it, if it is due with everybody who waits for a probe.
     fn try_probe(&self, index: usize, now: Moment, dice: &mut Dice) -> Option<Self::Probe>;
+
+    /// What its breaker would say to this request at `now`; those who have none that asks are free.
+    fn passage(&self, index: usize, now: Moment) -> Passage {
+        let _ = (index, now);
+        Passage::Free
+    }
+
+    /// Whether the breaker of anybody can say anything but [`Passage::Free`].
+    fn may_be_shut(&self) -> bool {
+        false
+    }
+
+    /// Whether panic has been noticed although somebody is in service. That nobody is, is found out here.
+    fn panics(&self) -> bool {
+        false
+    }
 }
 
 /// An endpoint for one attempt.
 #[derive(Debug)]
-pub struct Picked<P> {
+pub struct Picked<P, L> {
     /// Which one.
     pub index: usize,
     /// As what.
     pub role: Role<P>,
+    /// Its place there.
+    pub place: L,
 }
 
 /// As what an endpoint was picked.
@@ -89,6 +122,8 @@ pub enum NoPick {
     AtLimit,
     /// Every one that may be asked has been tried.
     AllTried,
+    /// The breakers of those that are left refuse, for so long.
+    BreakersOpen(Duration),
 }
 
 /// How many could be picked.
@@ -100,51 +135,52 @@ pub struct Census {
     pub total: usize,
 }
 
-/// The endpoint for the next attempt.
+/// The endpoint for the next attempt. Without settings there is no panic.
 ///
 /// # Errors
 /// Why there is none.
 pub fn pick<C: Candidates>(
     balancer: &Balancer,
     candidates: &C,
-    panic: &panic::Settings,
+    panic: Option<&panic::Settings>,
     wish: Wish,
     now: Moment,
     dice: &mut Dice,
-) -> Result<Picked<C::Probe>, NoPick> {
+) -> Result<Picked<C::Probe, C::Place>, NoPick> {
     if wish.may_probe
         && let Some((index, probe)) = due(candidates, now, dice)
+        && let Some(place) = candidates.take(index)
     {
         let role = Role::Probe(probe);
-        return Ok(Picked { index, role });
+        return Ok(Picked { index, role, place });
     }
-    // By default panic means that nobody is in service, which the balancer finds out for itself.
-    let calm = panic.threshold <= 0.0 || !census(candidates).is_panic(panic);
-    if calm && let Some(index) = balancer.pick(&Serving(candidates), wish.hash, now, dice) {
-        let role = Role::Usual;
-        return Ok(Picked { index, role });
+    let mut serving = Serving {
+        candidates,
+        now,
+        panic: panic.filter(|_| candidates.panics()),
+    };
+    if wish.may_probe
+        && let Some(picked) = serving.wanted()
+    {
+        return Ok(picked);
     }
-    if census(candidates).is_panic(panic) {
-        let left = Left {
-            candidates,
-            panic,
-            now,
-        };
-        let index = balancer.pick(&left, wish.hash, now, dice);
-        return index
-            .map(|index| Picked {
-                index,
-                role: if candidates.availability(index).is_available() {
-                    Role::Usual
-                } else {
-                    Role::Panic
-                },
-            })
-            .ok_or_else(|| why(candidates, |index| left.admits(index)));
+    if let Some(picked) = serving.pick(balancer, wish, dice) {
+        return Ok(picked);
     }
-    Err(why(candidates, |index| {
-        candidates.availability(index).is_available()
-    }))
+    // Whoever comes is better than nobody.
+    if let Some(picked) = serving.wanted() {
+        return Ok(picked);
+    }
+    // Usually panic means that nobody is left, which the balancer has just found out.
+    if serving.panic.is_none() {
+        serving.panic = panic.filter(|settings| census(candidates).is_panic(settings));
+        if serving.panic.is_some()
+            && let Some(picked) = serving.pick(balancer, wish, dice)
+        {
+            return Ok(picked);
+        }
+    }
+    Err(serving.why())
 }
 
 /// How many there are to choose from; for [`panic::Panic::observe`].
@@ -163,7 +199,9 @@ pub fn census<C: Candidates>(candidates: &C) -> Census {
 }
 
 impl Census {
-    fn is_panic(self, settings: &panic::Settings) -> bool {
+    /// Whether that is panic.
+    #[must_use]
+    pub fn is_panic(self, settings: &panic::Settings) -> bool {
         settings.is_panic(self.available, self.total)
     }
 }
@@ -176,6 +214,9 @@ fn due<C: Candidates>(candidates: &C, now: Moment, dice: &mut Dice) -> Option<(u
             && candidates.availability(*index).awaits_probe()
             && !candidates.is_tried(*index)
     };
+    if !candidates.may_be_due() {
+        return None;
+    }
     let count = candidates.count();
     // Usually nobody waits, and no die is rolled.
     (0..count).find(waits)?;
@@ -187,66 +228,107 @@ fn due<C: Candidates>(candidates: &C, now: Moment, dice: &mut Dice) -> Option<(u
     })
 }
 
-/// Why nobody was picked of those who may be asked.
-fn why<C: Candidates>(candidates: &C, may_be_asked: impl Fn(usize) -> bool) -> NoPick {
-    let mut asked = (0..candidates.count())
-        .filter(|index| candidates.takes_part(*index) && may_be_asked(*index))
-        .peekable();
-    if asked.peek().is_none() {
-        NoPick::NoneAvailable
-    } else if asked.all(|index| candidates.is_tried(index)) {
-        NoPick::AllTried
-    } else {
-        NoPick::AtLimit
-    }
+/// Who may be asked: those in service, and in panic those who would answer at all.
+struct Serving<'a, C> {
+    candidates: &'a C,
+    now: Moment,
+    panic: Option<&'a panic::Settings>,
 }
 
-/// Those in service.
-struct Serving<'a, C>(&'a C);
+impl<C: Candidates> Serving<'_, C> {
+    /// Whether it would take a request, apart from limits, breakers and what this request has tried.
+    fn is_willing(&self, index: usize) -> bool {
+        let availability = self.candidates.availability(index);
+        match self.panic {
+            None => availability.is_available(),
+            Some(settings) => settings.admits(availability, self.candidates.pulse(index), self.now),
+        }
+    }
+
+    /// Whether it could be picked if it had no breaker.
+    fn is_usable(&self, index: usize) -> bool {
+        self.is_willing(index) && !self.candidates.is_tried(index) && !self.candidates.is_full(index)
+    }
+
+    fn pick(&self, balancer: &Balancer, wish: Wish, dice: &mut Dice) -> Option<Picked<C::Probe, C::Place>> {
+        (0..RACES).find_map(|_| {
+            let index = balancer.pick(self, wish.hash, self.now, dice)?;
+            self.seated(index)
+        })
+    }
+
+    fn seated(&self, index: usize) -> Option<Picked<C::Probe, C::Place>> {
+        let place = self.candidates.take(index)?;
+        let role = if self.panic.is_none() || self.candidates.availability(index).is_available() {
+            Role::Usual
+        } else {
+            Role::Panic
+        };
+        Some(Picked { index, role, place })
+    }
+
+    /// Somebody whose breaker waits for a probe.
+    fn wanted(&self) -> Option<Picked<C::Probe, C::Place>> {
+        if !self.candidates.may_be_shut() {
+            return None;
+        }
+        let index = (0..self.candidates.count()).find(|index| {
+            self.candidates.takes_part(*index)
+                && self.candidates.passage(*index, self.now) == Passage::Due
+                && self.is_usable(*index)
+        })?;
+        self.seated(index)
+    }
+
+    /// Why nobody was picked of those who may be asked.
+    fn why(&self) -> NoPick {
+        let mut willing = (0..self.candidates.count())
+            .filter(|index| self.candidates.takes_part(*index) && self.is_willing(*index))
+            .peekable();
+        if willing.peek().is_none() {
+            return NoPick::NoneAvailable;
+        }
+        let mut untried = willing
+            .filter(|index| !self.candidates.is_tried(*index))
+            .peekable();
+        if untried.peek().is_none() {
+            return NoPick::AllTried;
+        }
+        let shut = untried
+            .filter_map(|index| match self.candidates.passage(index, self.now) {
+                Passage::Shut(left) => Some(left),
+                Passage::Free | Passage::Due => None,
+            })
+            .min();
+        shut.map_or(NoPick::AtLimit, NoPick::BreakersOpen)
+    }
+}
 
 impl<C: Candidates> Members for Serving<'_, C> {
-    fn load(&self, index: usize) -> &Load {
-        self.0.load(index)
-    }
-
-    fn eligible(&self, index: usize) -> bool {
-        self.0.availability(index).is_available() && !self.0.is_tried(index) && !self.0.is_full(index)
-    }
-
-    fn slow_start(&self, index: usize, now: Moment) -> f32 {
-        self.0.share(index, now)
-    }
-}
-
-/// Those who are left to ask in panic.
-struct Left<'a, C> {
-    candidates: &'a C,
-    panic: &'a panic::Settings,
-    now: Moment,
-}
-
-impl<C: Candidates> Left<'_, C> {
-    fn admits(&self, index: usize) -> bool {
-        let availability = self.candidates.availability(index);
-        self.panic
-            .admits(availability, self.candidates.pulse(index), self.now)
-    }
-}
-
-impl<C: Candidates> Members for Left<'_, C> {
     fn load(&self, index: usize) -> &Load {
         self.candidates.load(index)
     }
 
     fn eligible(&self, index: usize) -> bool {
-        self.admits(index) && !self.candidates.is_tried(index) && !self.candidates.is_full(index)
+        self.is_usable(index)
+            && (!self.candidates.may_be_shut() || self.candidates.passage(index, self.now) == Passage::Free)
+    }
+
+    fn slow_start(&self, index: usize, now: Moment) -> f32 {
+        match self.panic {
+            None => self.candidates.share(index, now),
+            Some(_) => 1.0,
+        }
     }
 }
 
+/// How often a pick tries again after another worker was faster.
+const RACES: usize = 4;
+
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::arbiter::{Arbiter, Opinion, Source};
@@ -266,6 +348,10 @@ mod tests {
         hosts: Vec<Host>,
         tried: Vec<usize>,
         full: Vec<usize>,
+        /// Places that somebody else has taken since they were looked at.
+        gone: Vec<usize>,
+        passages: BTreeMap<usize, Passage>,
+        noticed: bool,
         balancer: Balancer,
         dice: Dice,
     }
@@ -292,6 +378,9 @@ mod tests {
                     .collect(),
                 tried: Vec::new(),
                 full: Vec::new(),
+                gone: Vec::new(),
+                passages: BTreeMap::new(),
+                noticed: false,
                 balancer: Balancer::new(Policy::Random, &specs, 1),
                 dice: Dice::new(1),
             }
@@ -317,7 +406,8 @@ mod tests {
                 hash: None,
                 may_probe: true,
             };
-            let picked = pick(&self.balancer, self, panic, wish, at(now), &mut dice)?;
+            self.noticed = panic.threshold > 0.0 && census(self).is_panic(panic);
+            let picked = pick(&self.balancer, self, Some(panic), wish, at(now), &mut dice)?;
             let role = match picked.role {
                 Role::Usual => "usual",
                 Role::Probe(_) => "probe",
@@ -329,6 +419,7 @@ mod tests {
 
     impl Candidates for Cluster {
         type Probe = Probe;
+        type Place = ();
 
         fn count(&self) -> usize {
             self.hosts.len()
@@ -360,6 +451,22 @@ mod tests {
 
         fn is_full(&self, index: usize) -> bool {
             self.full.contains(&index)
+        }
+
+        fn take(&self, index: usize) -> Option<()> {
+            (!self.gone.contains(&index)).then_some(())
+        }
+
+        fn passage(&self, index: usize, _: Moment) -> Passage {
+            self.passages.get(&index).copied().unwrap_or(Passage::Free)
+        }
+
+        fn may_be_shut(&self) -> bool {
+            !self.passages.is_empty()
+        }
+
+        fn panics(&self) -> bool {
+            self.noticed
         }
 
         fn try_probe(&self, index: usize, now: Moment, _: &mut Dice) -> Option<Probe> {
@@ -454,6 +561,47 @@ mod tests {
         picked.dedup();
         assert_eq!(picked, [0, 1, 2, 3]);
         assert_eq!(cluster.pick(&CALM, 1), Ok((0, "usual")));
+    }
+
+    #[test]
+    fn a_breaker_that_waits_is_asked_first_and_one_that_is_shut_not_at_all() {
+        let mut cluster = Cluster::new(3);
+        cluster.passages.insert(0, Passage::Shut(Duration::from_secs(3)));
+        for _ in 0..50 {
+            assert_ne!(cluster.pick(&CALM, 1).expect("two are left").0, 0);
+        }
+        cluster.passages.insert(2, Passage::Due);
+        assert_eq!(cluster.pick(&CALM, 1), Ok((2, "usual")));
+        // Nobody else is left: it is asked by whoever comes.
+        cluster.tried.push(1);
+        let mut dice = Dice::new(3);
+        let wish = Wish {
+            hash: None,
+            may_probe: false,
+        };
+        let picked = pick(&cluster.balancer, &cluster, None, wish, at(1), &mut dice);
+        assert_eq!(picked.map(|picked| picked.index).ok(), Some(2));
+        cluster.passages.insert(2, Passage::Shut(Duration::from_secs(2)));
+        assert_eq!(
+            cluster.pick(&CALM, 1),
+            Err(NoPick::BreakersOpen(Duration::from_secs(2))),
+            "as long as the first of them"
+        );
+    }
+
+    #[test]
+    fn a_place_that_is_gone_is_looked_for_elsewhere() {
+        let mut cluster = Cluster::new(2);
+        cluster.gone.push(0);
+        let picked: Vec<_> = (0..50).map(|_| cluster.pick(&CALM, 1)).collect();
+        assert!(
+            picked
+                .iter()
+                .all(|picked| matches!(picked, Ok((1, _)) | Err(NoPick::AtLimit)))
+        );
+        assert!(picked.iter().filter(|picked| picked.is_ok()).count() > 40);
+        cluster.gone.push(1);
+        assert_eq!(cluster.pick(&CALM, 1), Err(NoPick::AtLimit));
     }
 
     #[test]

@@ -176,10 +176,11 @@ fn run(
     runtime.block_on(async move {
         let wheel = Wheel::new(parts.clock);
         tokio::task::spawn_local(wheel.clone().drive());
+        let tools = Toolbox::new(wheel, Arc::clone(&parts.overload));
         let worker = Rc::new(Worker {
             id,
-            pools: Pools::new(wheel.clone(), id),
-            tools: Toolbox::new(wheel, Arc::clone(&parts.overload)),
+            pools: Pools::new(tools.clone(), id),
+            tools,
             dice: RefCell::new(Dice::new(seed)),
             reader: Reader::new(Arc::clone(&parts.cell)),
             log: parts.log.writer(id),

@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod exchange;
 pub mod gate;
+pub mod group;
 pub mod guarded;
 pub mod health;
 pub mod heartbeat;
@@ -23,13 +24,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bellwether_core::adaptive::{Adaptive, Range, Readings, Sample};
-use bellwether_core::balance::{Balancer, Load, Members};
+use bellwether_core::arbiter::Availability;
+use bellwether_core::balance::{Balancer, Load};
 use bellwether_core::breaker::{self, Breaker, Passage};
 use bellwether_core::budget::{self, Budget};
 use bellwether_core::ejection::Probe;
 use bellwether_core::limit::{Places, Stay};
 use bellwether_core::outlier::{self, Referee};
 use bellwether_core::panic::{self, Panic};
+pub use bellwether_core::pick::NoPick;
+use bellwether_core::pick::{self, Role, Wish};
+use bellwether_core::pulse::Pulse;
 use bellwether_core::shed::Priority;
 use bellwether_core::shelf::Shelf;
 use bellwether_core::slow_start::SlowStart;
@@ -241,19 +246,6 @@ pub struct Ask<'a> {
     pub guard: Option<usize>,
 }
 
-/// Why no endpoint was picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoPick {
-    /// There is none, or none that may be used.
-    NoneAvailable,
-    /// Those that may be used are at their limit.
-    AtLimit,
-    /// Every one that may be used has been tried.
-    AllTried,
-    /// The breakers of those that are left refuse, for so long.
-    BreakersOpen(Duration),
-}
-
 impl Cluster {
     /// Whether anybody can be told to wait here.
     pub const fn is_limited(&self) -> bool {
@@ -343,8 +335,11 @@ impl Cluster {
         }
     }
 
-    /// The same endpoint once more, if it has a place.
+    /// The same endpoint once more, if it is still in service and has a place.
     pub fn again(&self, index: usize, ask: &Ask<'_>) -> Option<Picked> {
+        self.endpoints
+            .get(index)
+            .filter(|endpoint| endpoint.is_usable())?;
         self.take_place(index, ask).map(|seat| Picked {
             index,
             probe: None,
@@ -361,91 +356,32 @@ impl Cluster {
         Seat::of_endpoint(&self.state, endpoint, ask.stay, ask.priority.share(limit)).map(Some)
     }
 
-    /// One of these candidates, with its place.
-    fn pick_among(&self, candidates: &Candidates<'_>, now: Moment, dice: &mut Dice) -> Option<Picked> {
-        for _ in 0..RACES {
-            let index = self.balancer.pick(candidates, candidates.ask.hash, now, dice)?;
-            // Another worker may have taken the last place meanwhile.
-            if let Some(picked) = self.again(index, candidates.ask) {
-                return Some(picked);
-            }
-        }
-        None
-    }
-
     /// The endpoint for the next attempt. One that is out and due is asked first, by an attempt that may fail
     /// ([`Ask::may_probe`]): nothing else brings it back.
     ///
     /// # Errors
     /// Why there is none.
     pub fn pick(&self, ask: &Ask<'_>, now: Moment, dice: &mut Dice) -> Result<Picked, NoPick> {
-        if ask.may_probe
-            && let Some((index, probe)) = self.due(ask.tried, now, dice)
-            && let Some(seat) = self.take_place(index, ask)
-        {
-            return Ok(Picked {
-                index,
-                probe: Some(probe),
-                seat,
-            });
-        }
-        // Where panic began with endpoints left, nobody's health is asked; usually it begins when nobody is left.
-        let calm = Candidates {
+        let candidates = Candidates {
             cluster: self,
             ask,
             // Ordering: Relaxed; a hint that the next tick sets right.
             guard: ask.guard.filter(|_| self.state.any_shut.load(Ordering::Relaxed)),
-            now,
-            panic: self.state.panic.since().and(self.settings.panic),
         };
-        let wanted = || {
-            let mut indices = 0..self.endpoints.len();
-            let index = calm
-                .guard
-                .and_then(|_| indices.find(|index| calm.is_wanted(*index)))?;
-            self.again(index, ask)
+        let wish = Wish {
+            hash: ask.hash,
+            may_probe: ask.may_probe,
         };
-        if ask.may_probe
-            && let Some(picked) = wanted()
-        {
-            return Ok(picked);
-        }
-        if let Some(picked) = self.pick_among(&calm, now, dice) {
-            return Ok(picked);
-        }
-        // Whoever comes is better than nobody.
-        if let Some(picked) = wanted() {
-            return Ok(picked);
-        }
-        let panicking = Candidates {
-            panic: calm.panic.or_else(|| self.panics()),
-            ..calm
-        };
-        if panicking.panic.is_some()
-            && calm.panic.is_none()
-            && let Some(picked) = self.pick_among(&panicking, now, dice)
-        {
-            return Ok(picked);
-        }
-        let mut willing = (0..self.endpoints.len())
-            .filter(|index| self.endpoints[*index].weight > 0 && panicking.is_willing(*index))
-            .peekable();
-        if willing.peek().is_none() {
-            return Err(NoPick::NoneAvailable);
-        }
-        let mut untried = willing
-            .filter(|index| !ask.tried.contains(&index_of(*index)))
-            .peekable();
-        if untried.peek().is_none() {
-            return Err(NoPick::AllTried);
-        }
-        let shut = untried
-            .filter_map(|index| match self.endpoints[index].passage(calm.guard, now) {
-                Passage::Shut(left) => Some(left),
-                Passage::Free | Passage::Due => None,
-            })
-            .min();
-        Err(shut.map_or(NoPick::AtLimit, NoPick::BreakersOpen))
+        let panic = self.settings.panic.as_ref();
+        let picked = pick::pick(&self.balancer, &candidates, panic, wish, now, dice)?;
+        Ok(Picked {
+            index: picked.index,
+            probe: match picked.role {
+                Role::Probe(probe) => Some(probe),
+                Role::Usual | Role::Panic => None,
+            },
+            seat: picked.place,
+        })
     }
 
     /// How many members are available, of how many; those that somebody took out on purpose do not count.
@@ -458,89 +394,45 @@ impl Cluster {
             (available + usize::from(endpoint.is_usable()), total + 1)
         })
     }
-
-    /// The settings of panic, if this is one.
-    fn panics(&self) -> Option<panic::Settings> {
-        let (available, total) = self.standing();
-        self.settings
-            .panic
-            .filter(|settings| settings.is_panic(available, total))
-    }
 }
-
-/// How often a pick tries again after another worker was faster.
-const RACES: usize = 4;
 
 fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-/// What the balancer asks about the members at the moment of a pick.
-#[derive(Clone, Copy)]
+/// The members at the moment of a pick.
 struct Candidates<'a> {
     cluster: &'a Cluster,
     ask: &'a Ask<'a>,
     /// The breaker to ask, while any may refuse.
     guard: Option<usize>,
-    now: Moment,
-    /// In panic not health decides, but who would answer at all.
-    panic: Option<panic::Settings>,
 }
 
-impl Candidates<'_> {
-    /// Whether an endpoint is below its limit, and below what it asked for itself.
-    fn has_room(&self, endpoint: &Endpoint) -> bool {
-        let asked = endpoint.state.asked_at_most();
-        let ask = self.ask;
-        (asked == u32::MAX || endpoint.state.load.in_flight() < asked)
-            && self
-                .cluster
-                .settings
-                .max_in_flight_per_endpoint
-                .is_none_or(|limit| {
-                    endpoint.state.places.of(ask.stay).in_flight() < ask.priority.share(limit)
-                })
+impl pick::Candidates for Candidates<'_> {
+    type Probe = Probe;
+    type Place = Option<Seat>;
+
+    fn count(&self) -> usize {
+        self.cluster.endpoints.len()
     }
 
-    /// Whether an endpoint would take a request, apart from limits and from what this request has tried.
-    fn is_willing(&self, index: usize) -> bool {
-        let state = &self.cluster.endpoints[index].state;
-        match &self.panic {
-            None => state.availability().is_available(),
-            Some(settings) => settings.admits(state.availability(), &state.pulse, self.now),
-        }
-    }
-}
-
-impl Candidates<'_> {
-    /// Whether it could be picked if it had no breaker.
-    fn is_usable(&self, index: usize) -> bool {
-        let endpoint = &self.cluster.endpoints[index];
-        self.is_willing(index) && !self.ask.tried.contains(&index_of(index)) && self.has_room(endpoint)
+    fn takes_part(&self, index: usize) -> bool {
+        self.cluster.endpoints[index].weight > 0
     }
 
-    /// Whether its breaker waits for a probe.
-    fn is_wanted(&self, index: usize) -> bool {
-        let endpoint = &self.cluster.endpoints[index];
-        endpoint.weight > 0 && endpoint.passage(self.guard, self.now) == Passage::Due && self.is_usable(index)
+    fn availability(&self, index: usize) -> Availability {
+        self.cluster.endpoints[index].state.availability()
     }
-}
 
-impl Members for Candidates<'_> {
+    fn pulse(&self, index: usize) -> &Pulse {
+        &self.cluster.endpoints[index].state.pulse
+    }
+
     fn load(&self, index: usize) -> &Load {
         &self.cluster.endpoints[index].state.load
     }
 
-    fn eligible(&self, index: usize) -> bool {
-        self.is_usable(index)
-            && (self.guard.is_none()
-                || self.cluster.endpoints[index].passage(self.guard, self.now) == Passage::Free)
-    }
-
-    fn slow_start(&self, index: usize, now: Moment) -> f32 {
-        if self.panic.is_some() {
-            return 1.0;
-        }
+    fn share(&self, index: usize, now: Moment) -> f32 {
         let arbiter = &self.cluster.endpoints[index].state.arbiter;
         let factor = arbiter.factor() / self.cluster.state.greatest_share();
         let entered = arbiter.entered();
@@ -548,5 +440,45 @@ impl Members for Candidates<'_> {
             Some(window) if entered > Moment::ZERO => factor * SlowStart { window }.factor(entered, now),
             _ => factor,
         }
+    }
+
+    fn is_tried(&self, index: usize) -> bool {
+        self.ask.tried.contains(&index_of(index))
+    }
+
+    /// Whether an endpoint is at its limit, or at what it asked for itself.
+    fn is_full(&self, index: usize) -> bool {
+        let state = &self.cluster.endpoints[index].state;
+        let (asked, ask) = (state.asked_at_most(), self.ask);
+        let limit = self.cluster.settings.max_in_flight_per_endpoint;
+        (asked != u32::MAX && state.load.in_flight() >= asked)
+            || limit.is_some_and(|limit| state.places.of(ask.stay).in_flight() >= ask.priority.share(limit))
+    }
+
+    fn take(&self, index: usize) -> Option<Self::Place> {
+        self.cluster.take_place(index, self.ask)
+    }
+
+    fn may_be_due(&self) -> bool {
+        // Ordering: Relaxed; a hint that the sweep sets right.
+        self.cluster.settings.outlier.is_some() && self.cluster.state.any_out.load(Ordering::Relaxed)
+    }
+
+    fn try_probe(&self, index: usize, now: Moment, _: &mut Dice) -> Option<Probe> {
+        let settings = self.cluster.settings.outlier.as_ref()?;
+        let ejection = &self.cluster.endpoints[index].state.ejection;
+        ejection.try_probe(&settings.ejection, now)
+    }
+
+    fn passage(&self, index: usize, now: Moment) -> Passage {
+        self.cluster.endpoints[index].passage(self.guard, now)
+    }
+
+    fn may_be_shut(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    fn panics(&self) -> bool {
+        self.cluster.state.panic.since().is_some()
     }
 }

@@ -53,27 +53,6 @@ impl Endpoint {
 }
 
 impl Cluster {
-    /// An endpoint whose time out is over, and the right to send it one request. The search begins anywhere: one that fails
-    /// each of its probes must not keep those behind it waiting.
-    pub(super) fn due(&self, tried: &[u32], now: Moment, dice: &mut Dice) -> Option<(usize, Probe)> {
-        let settings = self.settings.outlier.as_ref()?;
-        // Ordering: Relaxed; a hint that the sweep sets right.
-        if !self.state.any_out.load(Ordering::Relaxed) {
-            return None;
-        }
-        let count = self.endpoints.len();
-        let start = dice.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize;
-        (start..count).chain(0..start).find_map(|index| {
-            let endpoint = &self.endpoints[index];
-            let only_ejected = endpoint.weight > 0
-                && endpoint.state.availability().is_removed_only_by(Source::Ejection)
-                && !tried.contains(&super::index_of(index));
-            let probe =
-                only_ejected.then(|| endpoint.state.ejection.try_probe(&settings.ejection, now))??;
-            Some((index, probe))
-        })
-    }
-
     /// An endpoint that is out, or in service and avoided for being slow, and to which a copy of a request may be sent to
     /// find out how it is: who gets nothing to answer has no other way to show it.
     pub fn rehearsal(&self, now: Moment) -> Option<usize> {

@@ -17,15 +17,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::shed::Level;
 use bellwether_core::{Moment, idle};
 use tokio::sync::{Notify, oneshot};
 
 use super::connect::{self, ConnectError, Opened};
 use super::{Cluster, Endpoint, EndpointState, Protocol};
 use crate::net::PeerInfo;
-use crate::net::wheel::Wheel;
 use crate::telemetry::{CloseReason, ClusterMetrics, ConnectResult, ConnectionState, WorkerId};
-use crate::wire::{http1, http2};
+use crate::wire::{Toolbox, http1, http2};
 
 /// An unused HTTP/2 connection is kept this long.
 const IDLE_HTTP2: Duration = Duration::from_secs(300);
@@ -43,7 +43,7 @@ pub struct Pools {
 struct Inner {
     /// Ordered, because comparing two numbers a few times costs a fraction of a hash that clients cannot aim at.
     pools: RefCell<BTreeMap<Key, Rc<Pool>>>,
-    wheel: Wheel,
+    tools: Toolbox,
     worker: WorkerId,
     sweeping: Cell<bool>,
 }
@@ -165,10 +165,10 @@ pub enum Freshness {
 
 impl Pools {
     /// No connections yet.
-    pub fn new(wheel: Wheel, worker: WorkerId) -> Self {
+    pub fn new(tools: Toolbox, worker: WorkerId) -> Self {
         let inner = Inner {
             pools: RefCell::default(),
-            wheel,
+            tools,
             worker,
             sweeping: Cell::new(false),
         };
@@ -315,12 +315,12 @@ impl Pool {
             shared.retain(|entry| !entry.connection.is_closed() && entry.connection.exchanges() < limit);
             for entry in shared.iter_mut() {
                 if entry.connection.has_room() {
-                    entry.used = self.owner.wheel.recent();
+                    entry.used = self.owner.tools.wheel.recent();
                     return Some(Lease::Http2(entry.connection.clone(), Rc::clone(&entry.guard)));
                 }
             }
         }
-        let now = self.owner.wheel.recent();
+        let now = self.owner.tools.wheel.recent();
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle {
             mut connection,
@@ -330,7 +330,7 @@ impl Pool {
         {
             let lay = now.since(since);
             // The sweep comes four times a second; the race against the endpoint's own limit is lost in less.
-            let stale = self.is_stale(&guard, lay, now);
+            let stale = self.is_stale(&guard, lay, now, Level::Normal);
             if !stale && connection.is_reusable() {
                 guard.moved(ConnectionState::Active);
                 guard.reason = CloseReason::Error;
@@ -363,9 +363,9 @@ impl Pool {
             None => self.room(cluster, endpoint).await?,
         };
         let _turn = may_share(cluster).then(|| Turn::take(self));
-        let started = self.owner.wheel.now();
-        let opened = connect::open(cluster, endpoint, client, &self.owner.wheel).await;
-        let took = self.owner.wheel.now().since(started);
+        let started = self.owner.tools.wheel.now();
+        let opened = connect::open(cluster, endpoint, client, &self.owner.tools.wheel).await;
+        let took = self.owner.tools.wheel.now().since(started);
         match &opened {
             Ok(_) => cluster.metrics.connect_ended(worker, ConnectResult::Ok, took),
             Err(error) => cluster.metrics.connect_ended(worker, error.result(), took),
@@ -388,7 +388,7 @@ impl Pool {
                 guard.reason = CloseReason::Goaway;
                 self.exclusive.set(false);
                 let guard = Rc::new(RefCell::new(guard));
-                let used = self.owner.wheel.recent();
+                let used = self.owner.tools.wheel.recent();
                 self.shared.borrow_mut().push(Shared {
                     connection: connection.clone(),
                     guard: Rc::clone(&guard),
@@ -403,7 +403,7 @@ impl Pool {
     /// Waits for room below the limit of connections, which all workers share. Idle connections of other workers are no
     /// use here, so they are asked to let go of them.
     async fn room(&self, cluster: &Cluster, endpoint: &Endpoint) -> Result<Guard, ConnectError> {
-        let wheel = &self.owner.wheel;
+        let wheel = &self.owner.tools.wheel;
         let deadline = wheel.now().plus(cluster.settings.connect_timeout);
         let _wanted = Wanted::begin(&endpoint.state);
         while wheel.now() < deadline {
@@ -415,20 +415,21 @@ impl Pool {
         Err(ConnectError::Limit)
     }
 
-    /// Whether a connection has been idle too long.
-    fn is_stale(&self, guard: &Guard, lay: Duration, now: Moment) -> bool {
+    /// Whether a connection has been idle too long; a process that is short of something keeps them half as long.
+    fn is_stale(&self, guard: &Guard, lay: Duration, now: Moment, level: Level) -> bool {
         match self.idle_timeout.get() {
-            Some(timeout) => lay >= timeout,
-            None => lay >= idle::LEAST && lay >= guard.endpoint.idle.limit(now),
+            Some(timeout) => lay >= level.idle_timeout(timeout),
+            None => lay >= idle::LEAST && lay >= level.idle_timeout(guard.endpoint.idle.limit(now)),
         }
     }
 
     /// Closes what has been idle too long; whether anything is left.
     fn sweep(&self, now: Moment) -> bool {
+        let level = self.owner.tools.level();
         let mut idle = self.idle.borrow_mut();
         idle.retain_mut(|entry| {
             let lay = now.since(entry.since);
-            let stale = self.is_stale(&entry.guard, lay, now) || entry.guard.endpoint.is_room_wanted();
+            let stale = self.is_stale(&entry.guard, lay, now, level) || entry.guard.endpoint.is_room_wanted();
             if !stale && entry.connection.is_reusable() {
                 return true;
             }
@@ -442,7 +443,9 @@ impl Pool {
         shared.retain_mut(|entry| {
             if entry.connection.active() > 0 {
                 entry.used = now;
-            } else if now.since(entry.used) >= self.idle_timeout.get().unwrap_or(IDLE_HTTP2) {
+            } else if now.since(entry.used)
+                >= level.idle_timeout(self.idle_timeout.get().unwrap_or(IDLE_HTTP2))
+            {
                 entry.guard.borrow_mut().reason = CloseReason::Idle;
                 return false;
             }
@@ -461,8 +464,12 @@ impl Inner {
         let inner = Rc::clone(self);
         tokio::task::spawn_local(async move {
             loop {
-                inner.wheel.sleep_until(inner.wheel.now().plus(SWEEP)).await;
-                let now = inner.wheel.now();
+                inner
+                    .tools
+                    .wheel
+                    .sleep_until(inner.tools.wheel.now().plus(SWEEP))
+                    .await;
+                let now = inner.tools.wheel.now();
                 let mut pools = inner.pools.borrow_mut();
                 // A pool that nobody uses and that holds nothing is forgotten.
                 pools.retain(|_, pool| pool.sweep(now) || Rc::strong_count(pool) > 1);
@@ -502,7 +509,7 @@ impl Ticket {
         idle.push(Idle {
             connection,
             guard: self.guard,
-            since: pool.owner.wheel.recent(),
+            since: pool.owner.tools.wheel.recent(),
         });
         drop(idle);
         if pool.waiting.get() > 0 {
@@ -519,7 +526,7 @@ impl Ticket {
     /// The connection was stale, or the exchange was given up.
     pub(super) fn close(mut self, reason: CloseReason) {
         if reason == CloseReason::Race {
-            let now = self.pool.owner.wheel.recent();
+            let now = self.pool.owner.tools.wheel.recent();
             self.guard.endpoint.idle.closed_after(self.lay, now);
         }
         self.guard.reason = reason;

@@ -96,7 +96,7 @@ impl World {
                 state: Arc::default(),
                 metrics: recorder.cluster("app"),
             }),
-            pools: Pools::new(tools.wheel.clone(), WorkerId::new(0)),
+            pools: Pools::new(tools.clone(), WorkerId::new(0)),
             listener: Rc::new(listener),
             _folder: folder,
         }

@@ -18,8 +18,8 @@ use bellwether_core::health::{self, CheckResult, Failure};
 use bellwether_core::heartbeat::State;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper_util::rt::TokioIo;
 
 use crate::message::fail;
@@ -155,7 +155,68 @@ pub async fn connect(target: &Target, timeout: Duration) -> Outcome {
 
 /// One check, which may take `timeout`.
 pub async fn check(target: &Target, settings: &Settings, timeout: Duration) -> Checked {
-    let (address, dialled, authority) = match (&target.address, settings.port) {
+    let checking = async {
+        let dialled = dial(target, settings.port, settings.tls.as_ref(), settings.kind.alpn()).await;
+        let (io, host) = match dialled {
+            Ok(dialled) => dialled,
+            Err(outcome) => return outcome.into(),
+        };
+        match &settings.kind {
+            Kind::Tcp => Outcome::Pass.into(),
+            Kind::Http(check) => ask(io, &host, check).await,
+            Kind::Grpc(service) => grpc::ask(io, &host, settings.tls.is_some(), service).await,
+        }
+    };
+    tokio::time::timeout(timeout, checking)
+        .await
+        .unwrap_or(Outcome::Timeout.into())
+}
+
+/// One question and its whole answer, of at most `most` bytes of content, within `timeout`.
+///
+/// # Errors
+/// Why there was none; never [`Outcome::Pass`].
+pub async fn fetch(
+    target: &Target,
+    port: Option<u16>,
+    tls: Option<&Arc<ClientTls>>,
+    request: Request<Full<Bytes>>,
+    most: usize,
+    timeout: Duration,
+) -> Result<Response<Bytes>, Outcome> {
+    let broken = |error: hyper::Error| Outcome::Broken(error.to_string().into());
+    let fetching = async {
+        let (io, host) = dial(target, port, tls, &[Alpn::Http1]).await?;
+        let request = dressed(request, &host)?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
+        let (mut sender, connection) = handshake.map_err(broken)?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let (head, body) = response.into_parts();
+            match Limited::new(body, most).collect().await {
+                Ok(body) => Ok(Response::from_parts(head, body.to_bytes())),
+                Err(error) => Err(Outcome::Broken(error.to_string().into())),
+            }
+        };
+        tokio::pin!(connection, exchange);
+        tokio::select! {
+            answer = &mut exchange => answer,
+            _ended = &mut connection => exchange.await,
+        }
+    };
+    tokio::time::timeout(timeout, fetching)
+        .await
+        .unwrap_or(Err(Outcome::Timeout))
+}
+
+/// Connects, and says what the endpoint is called in `host`.
+async fn dial(
+    target: &Target,
+    port: Option<u16>,
+    tls: Option<&Arc<ClientTls>>,
+    alpn: &[Alpn],
+) -> Result<(Io, String), Outcome> {
+    let (address, dialled, authority) = match (&target.address, port) {
         (SocketAddress::Ip(address), port) => {
             let address = SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
             (
@@ -175,38 +236,38 @@ pub async fn check(target: &Target, settings: &Settings, timeout: Duration) -> C
         nodelay: true,
         keepalive: None,
     };
-    let checking = async {
-        let io = match tcp::connect(&address, &options).await {
-            Ok(io) => io,
-            Err(error) => return Outcome::Refused(error.to_string().into()).into(),
-        };
-        let io = match &settings.tls {
-            None => io,
-            Some(tls) => {
-                let name = target.host.as_deref().unwrap_or(&dialled);
-                match tls.connect(io, name).await {
-                    Ok((_, info)) if settings.kind.refuses(info.alpn) => {
-                        let offered = settings.kind.alpn();
-                        return Outcome::Broken(format!("the endpoint does not speak {offered:?}").into())
-                            .into();
-                    }
-                    Ok((io, _)) => io,
-                    Err(error) => return Outcome::Broken(error.to_string().into()).into(),
-                }
-            }
-        };
-        match &settings.kind {
-            Kind::Tcp => Outcome::Pass.into(),
-            Kind::Http(check) => ask(io, target.host.as_deref().unwrap_or(&authority), check).await,
-            Kind::Grpc(service) => {
-                let host = target.host.as_deref().unwrap_or(&authority);
-                grpc::ask(io, host, settings.tls.is_some(), service).await
-            }
-        }
-    };
-    tokio::time::timeout(timeout, checking)
+    let io = tcp::connect(&address, &options)
         .await
-        .unwrap_or(Outcome::Timeout.into())
+        .map_err(|error| Outcome::Refused(error.to_string().into()))?;
+    let host = target.host.as_deref().unwrap_or(&authority).to_owned();
+    let Some(tls) = tls else {
+        return Ok((io, host));
+    };
+    match tls.connect(io, target.host.as_deref().unwrap_or(&dialled)).await {
+        // One that knows no ALPN is taken at its word.
+        Ok((_, info)) if info.alpn.is_some_and(|chosen| !alpn.contains(&chosen)) => Err(Outcome::Broken(
+            format!("the endpoint does not speak {alpn:?}").into(),
+        )),
+        Ok((io, _)) => Ok((io, host)),
+        Err(error) => Err(Outcome::Broken(error.to_string().into())),
+    }
+}
+
+/// Adds to a question what every one of ours says. What it says itself stays.
+fn dressed<B>(mut request: Request<B>, host: &str) -> Result<Request<B>, Outcome> {
+    let Ok(host) = HeaderValue::from_str(host) else {
+        return Err(Outcome::Broken(format!("`{host}` cannot be sent as host").into()));
+    };
+    let own = std::mem::take(request.headers_mut());
+    let headers = request.headers_mut();
+    // First, as RFC 9110 §7.2 asks.
+    headers.insert(HOST, host);
+    headers.insert(USER_AGENT, HeaderValue::from_static("bellwether-probe"));
+    for (name, value) in &own {
+        headers.insert(name, value.clone());
+    }
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok(request)
 }
 
 impl Kind {
@@ -217,28 +278,18 @@ impl Kind {
             Self::Grpc(_) => &[Alpn::Http2],
         }
     }
-
-    /// Whether an endpoint has chosen what this check cannot speak. One that knows no ALPN is taken at its word.
-    fn refuses(&self, chosen: Option<Alpn>) -> bool {
-        chosen.is_some_and(|chosen| !self.alpn().contains(&chosen))
-    }
 }
 
 async fn ask(stream: Io, host: &str, check: &HttpCheck) -> Checked {
     let broken = |error: hyper::Error| Checked::from(Outcome::Broken(error.to_string().into()));
-    let Ok(host) = HeaderValue::from_str(host) else {
-        return Outcome::Broken(format!("`{host}` cannot be sent as host").into()).into();
-    };
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = check.method.clone();
     *request.uri_mut() = check.path.clone();
-    let headers = request.headers_mut();
-    headers.insert(HOST, host);
-    headers.insert(USER_AGENT, HeaderValue::from_static("bellwether-probe"));
-    for (name, value) in &check.headers {
-        headers.insert(name, value.clone());
-    }
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    request.headers_mut().clone_from(&check.headers);
+    let request = match dressed(request, host) {
+        Ok(request) => request,
+        Err(outcome) => return outcome.into(),
+    };
     let (mut sender, connection) = match hyper::client::conn::http1::handshake(TokioIo::new(stream)).await {
         Ok(pair) => pair,
         Err(error) => return broken(error),

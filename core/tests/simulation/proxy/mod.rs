@@ -26,7 +26,7 @@ use bellwether_core::limit::{Limit, Seat};
 use bellwether_core::outlier::{Kind, Member, Referee, Ruling, Tally, Verdict};
 use bellwether_core::panic::{self, Panic};
 use bellwether_core::phi::{Detector, Liveness};
-use bellwether_core::pick::Candidates;
+use bellwether_core::pick::{self, Candidates};
 use bellwether_core::pulse::Pulse;
 use bellwether_core::self_health::{Score, Signs};
 use bellwether_core::slow_start::SlowStart;
@@ -209,6 +209,7 @@ struct View<'a> {
 
 impl Candidates for View<'_> {
     type Probe = Rights;
+    type Place = ();
 
     fn count(&self) -> usize {
         self.sim.endpoints.len()
@@ -249,6 +250,15 @@ impl Candidates for View<'_> {
     fn is_full(&self, index: usize) -> bool {
         let most = self.sim.settings.max_in_flight_per_endpoint;
         most.is_some_and(|most| self.sim.endpoints[index].load.in_flight() >= most)
+    }
+
+    fn take(&self, _: usize) -> Option<()> {
+        Some(())
+    }
+
+    fn panics(&self) -> bool {
+        let settings = &self.sim.settings.panic;
+        settings.threshold > 0.0 && pick::census(self).is_panic(settings)
     }
 
     fn try_probe(&self, index: usize, now: Moment, dice: &mut Dice) -> Option<Rights> {

@@ -129,7 +129,7 @@ impl Sim {
                         let how = match no_pick {
                             NoPick::NoneAvailable => "no_endpoint",
                             NoPick::AllTried => "all_tried",
-                            NoPick::AtLimit => "overflow",
+                            NoPick::AtLimit | NoPick::BreakersOpen(_) => "overflow",
                         };
                         self.end(id, request, how);
                     }
@@ -163,7 +163,7 @@ impl Sim {
         let picked = pick::pick(
             &self.balancer,
             &view,
-            &self.settings.panic,
+            Some(&self.settings.panic),
             wish,
             self.now,
             &mut dice,
@@ -179,7 +179,7 @@ impl Sim {
             self.tally.panics += u64::from(began);
             self.note(Note::Panic { began });
         }
-        let Picked { index, role } = picked?;
+        let Picked { index, role, .. } = picked?;
         self.sync_breaker(index);
         Ok(match role {
             Role::Usual => (index, None, "usual"),

@@ -55,7 +55,7 @@ impl Sim {
         &self,
         due: &[usize],
         may_probe: bool,
-        picked: &Result<Picked<Rights>, NoPick>,
+        picked: &Result<Picked<Rights, ()>, NoPick>,
     ) {
         if !may_probe {
             return;
@@ -64,7 +64,7 @@ impl Sim {
         for &index in due {
             let mut exile = self.endpoints[index].exile.borrow_mut();
             let probed =
-                matches!(picked, Ok(Picked { index: asked, role: Role::Probe(_) }) if *asked == index);
+                matches!(picked, Ok(Picked { index: asked, role: Role::Probe(_), .. }) if *asked == index);
             exile.passed_over = if probed { 0 } else { exile.passed_over + 1 };
             let passed = exile.passed_over;
             assert!(
@@ -75,7 +75,7 @@ impl Sim {
     }
 
     /// Panic is when nobody is left, and then everybody who could help is asked.
-    pub(super) fn mind_panic(&self, picked: &Result<Picked<Rights>, NoPick>, request: &Request) {
+    pub(super) fn mind_panic(&self, picked: &Result<Picked<Rights, ()>, NoPick>, request: &Request) {
         let settings = &self.settings.panic;
         let candidates = |index: &usize| {
             let server = &self.servers[*index];
@@ -90,6 +90,7 @@ impl Sim {
             Ok(Picked {
                 role: Role::Panic,
                 index,
+                ..
             }) => {
                 let share = settings.threshold * asked.len() as f64;
                 assert!(
@@ -115,7 +116,7 @@ impl Sim {
                 let untried = |index: &&usize| available(index) && !request.tried.contains(index);
                 assert!(asked.iter().find(untried).is_none(), "somebody was not tried");
             }
-            Ok(_) | Err(NoPick::AtLimit) => {}
+            Ok(_) | Err(NoPick::AtLimit | NoPick::BreakersOpen(_)) => {}
         }
     }
 
