@@ -359,7 +359,38 @@ struct ClusterView<'a> {
     available: usize,
     in_flight: u64,
     max_in_flight: Option<u32>,
+    /// Requests that wait for a place.
+    waiting: u32,
+    /// The limit that follows response times; none when off.
+    adaptive: Option<AdaptiveView>,
     connect_timeout_seconds: f64,
+}
+
+/// What a limit that follows response times has come to.
+#[derive(Debug, Serialize)]
+struct AdaptiveView {
+    /// Whether it refuses, or only says what it would have done.
+    enforced: bool,
+    limit: u32,
+    /// The response time now.
+    short_seconds: f64,
+    /// What is usual.
+    long_seconds: f64,
+    gradient: f32,
+}
+
+impl AdaptiveView {
+    fn new(cluster: &Cluster) -> Option<Self> {
+        let (_, mode) = cluster.adaptive_limit()?;
+        let readings = cluster.adaptive_readings()?;
+        Some(Self {
+            enforced: mode.enforces(),
+            limit: readings.limit,
+            short_seconds: readings.short.as_secs_f64(),
+            long_seconds: readings.long.as_secs_f64(),
+            gradient: readings.gradient,
+        })
+    }
 }
 
 impl<'a> ClusterView<'a> {
@@ -388,6 +419,8 @@ impl<'a> ClusterView<'a> {
             available: cluster.endpoints.iter().filter(|e| e.is_usable()).count(),
             in_flight: cluster.metrics.in_flight(),
             max_in_flight: *max_in_flight,
+            waiting: cluster.state.gate().waiting(),
+            adaptive: AdaptiveView::new(cluster),
             connect_timeout_seconds: connect_timeout.as_secs_f64(),
         }
     }

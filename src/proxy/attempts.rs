@@ -445,6 +445,7 @@ impl<'a> Tries<'a> {
     fn copied(&mut self, cx: &mut RequestCx, hedged: &Hedged) {
         cx.attempts += u32::try_from(hedged.others.len()).unwrap_or(u32::MAX);
         cx.endpoint = u32::try_from(hedged.index).ok();
+        cx.hedged |= !hedged.others.is_empty();
         for other in &hedged.others {
             cx.exposed(Exposure::Maybe);
             self.tried.push(u32::try_from(*other).unwrap_or(u32::MAX));

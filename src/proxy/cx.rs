@@ -85,6 +85,8 @@ pub(crate) struct RequestCx {
     /// Deadlines of the route: until the answer's head, then between bytes.
     pub(super) timer: Timer,
     pub(super) attempts: u32,
+    /// Some of them were copies, sent beside another one.
+    pub(super) hedged: bool,
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reason: Option<Reason>,
@@ -163,6 +165,7 @@ impl RequestCx {
             replay: Replay::none(),
             timer: worker.tools.wheel.timer(),
             attempts: 0,
+            hedged: false,
             status: 0,
             grpc_status: None,
             reason: None,
@@ -502,6 +505,7 @@ impl RequestCx {
             terminated_by,
             phase: self.phase.get(),
             attempts: self.attempts,
+            hedged: self.hedged,
             client: Some(self.client_ip),
             bytes_in: self.replay.received(),
             bytes_out: self.bytes_out,

@@ -51,6 +51,8 @@ pub struct AccessRecord<'a> {
     pub phase: Phase,
     /// Attempts made.
     pub attempts: u32,
+    /// Some of them were copies, sent beside another one.
+    pub hedged: bool,
     /// The client, as far as the trusted proxies let us know.
     pub client: Option<IpAddr>,
     /// Bytes of the request body received.
@@ -92,6 +94,7 @@ impl Default for AccessRecord<'_> {
             terminated_by: TerminatedBy::None,
             phase: Phase::Done,
             attempts: 0,
+            hedged: false,
             client: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -339,6 +342,9 @@ pub(crate) fn json(out: &mut Vec<u8>, date: &mut DateCache, record: &AccessRecor
     word(out, ",\"terminated_by\":", record.terminated_by.name());
     word(out, ",\"phase\":", record.phase.name());
     count(out, ",\"attempts\":", u64::from(record.attempts));
+    if record.hedged {
+        out.extend_from_slice(b",\"hedged\":true");
+    }
     if let Some(client) = record.client {
         out.extend_from_slice(b",\"client\":\"");
         address(out, client);
@@ -428,6 +434,9 @@ pub(crate) fn text(out: &mut Vec<u8>, date: &mut DateCache, record: &AccessRecor
         out.extend_from_slice(b" attempts=");
         number(out, u64::from(record.attempts));
     }
+    if record.hedged {
+        out.extend_from_slice(b" hedged");
+    }
     if record.bytes_in > 0 {
         out.extend_from_slice(b" bytes_in=");
         number(out, record.bytes_in);
@@ -469,6 +478,7 @@ mod tests {
             terminated_by: TerminatedBy::Upstream,
             phase: Phase::Queue,
             attempts: 2,
+            hedged: true,
             client: Some("::ffff:192.0.2.7".parse().unwrap()),
             bytes_in: 5,
             bytes_out: 1234,
@@ -493,7 +503,7 @@ mod tests {
         assert_eq!(
             lines(&record()).0,
             "2025-11-22T18:30:00.123Z 192.0.2.7 \"GET /a/b HTTP/1.1\" 503 1234 1012.345ms reason=no_endpoint \
-             terminated_by=upstream phase=queue listener=web route=api cluster=app endpoint=10.0.0.1:8080 attempts=2 \
+             terminated_by=upstream phase=queue listener=web route=api cluster=app endpoint=10.0.0.1:8080 attempts=2 hedged \
              bytes_in=5 t_ttfb=12.045 user_agent=\"curl/8.5 \\\"x\\\"\" id=01J9Z3 tenant=blue\n"
         );
     }
@@ -505,7 +515,7 @@ mod tests {
             "{\"time\":\"2025-11-22T18:30:00.123Z\",\"request_id\":\"01J9Z3\",\"listener\":\"web\",\"route\":\"api\",\
              \"cluster\":\"app\",\"endpoint\":\"10.0.0.1:8080\",\"method\":\"GET\",\"path\":\"/a/b\",\
              \"protocol\":\"HTTP/1.1\",\"status\":503,\"reason\":\"no_endpoint\",\"terminated_by\":\"upstream\",\
-             \"phase\":\"queue\",\"attempts\":2,\"client\":\"192.0.2.7\",\"bytes_in\":5,\"bytes_out\":1234,\
+             \"phase\":\"queue\",\"attempts\":2,\"hedged\":true,\"client\":\"192.0.2.7\",\"bytes_in\":5,\"bytes_out\":1234,\
              \"user_agent\":\"curl/8.5 \\\"x\\\"\",\"t_ttfb\":12.045,\"t_total\":1012.345,\
              \"fields\":{\"tenant\":\"blue\"}}\n"
         );

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::support::client::{Answer, Client, ask, get, request};
+use crate::support::h2::H2;
 use crate::support::proxy::{Proxy, proxy, with};
 use crate::support::upstream::Upstream;
 use crate::support::{background, eventually, eventually_async, soon};
@@ -847,6 +848,22 @@ async fn scenario_35_a_process_in_danger_gives_up_what_matters_least_and_recover
         "{}",
         proxy.stderr()
     );
+}
+
+#[tokio::test]
+async fn in_critical_danger_http_2_clients_are_sent_away_and_idle_ones_with_their_next_request() {
+    let upstream = Upstream::answers(200, "ok");
+    let important = with("    priority: critical\n", "", &[upstream.address()]);
+    let proxy = proxy(&may_use(&important, "4GiB")).await;
+    let mut client = H2::connect(proxy.web()).await;
+    assert_eq!(client.get("/").await.status, 200);
+    // The control: with enough memory it stays.
+    assert_eq!(client.get("/").await.status, 200);
+    proxy.reload(&may_use(&important, "1MiB")).await;
+    level(&proxy, "critical").await;
+    // The request that was on its way is still answered.
+    assert_eq!(client.get("/").await.status, 200);
+    soon("GOAWAY", client.ended()).await.expect("a clean end");
 }
 
 #[tokio::test]

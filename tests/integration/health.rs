@@ -12,9 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::client::{Client, ask, get};
+use crate::support::pki::Authority;
 use crate::support::proxy::{Metrics, Proxy, Start, proxy, with};
+use crate::support::tls;
 use crate::support::upstream::Upstream;
-use crate::support::{eventually, eventually_async};
+use crate::support::{background, eventually, eventually_async, soon};
 
 const IN_TURN: &str = "    load_balancing: round_robin\n    slow_start: off\n";
 
@@ -459,7 +461,59 @@ async fn grpc_endpoints_are_asked_by_the_health_protocol() {
     );
 }
 
+#[tokio::test]
+async fn grpc_endpoints_behind_tls_are_asked_over_it() {
+    let mut ca = Authority::new("ca");
+    let server = ca.issue("server", &["cart.internal"]);
+    let serving = Arc::new(AtomicU8::new(1));
+    let tls = Some(tls::server(&server, None, &["h2"]));
+    let (address, asked) = grpc_health_over(tls, Arc::clone(&serving)).await;
+    let stranger = Authority::new("stranger");
+    let lines = |ca: &Authority| {
+        format!(
+            "    tls: {{ server_name: cart.internal, ca: {} }}\n    health_check: {{ grpc_service: shop.v1.Cart, interval: 50ms, timeout: 10s, \
+             healthy_threshold: 1, unhealthy_threshold: 1 }}\n",
+            ca.ca().display()
+        )
+    };
+    let proxy = proxy(&with("", &lines(&ca), &[address])).await;
+    eventually_async("it passes", || async {
+        let metrics = proxy.metrics().await;
+        metrics.sum("bellwether_health_checks_total", &[("result", "pass")]) >= 1.0
+    })
+    .await;
+    assert!(!asked.lock().is_empty());
+    serving.store(2, Ordering::SeqCst);
+    eventually_async("NOT_SERVING takes it out", || async {
+        ground(&endpoint(&proxy, address).await, "check") == said("down", "check_failed")
+    })
+    .await;
+    // The control: who cannot prove its name is not asked.
+    serving.store(1, Ordering::SeqCst);
+    eventually_async("SERVING brings it back", || async {
+        endpoint(&proxy, address).await["state"] == "available"
+    })
+    .await;
+    proxy.reload(&with("", &lines(&stranger), &[address])).await;
+    let before = asked.lock().len();
+    eventually_async("it fails for its certificate", || async {
+        let shown = endpoint(&proxy, address).await;
+        let grounds = shown["grounds"].as_array().expect("grounds").iter();
+        let mut evidence = grounds.filter_map(|ground| ground["evidence"].as_str());
+        evidence.any(|evidence| evidence.contains("certificate"))
+    })
+    .await;
+    assert!(asked.lock().len() <= before + 1, "one may have been under way");
+}
+
 async fn grpc_health(serving: Arc<AtomicU8>) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
+    grpc_health_over(None, serving).await
+}
+
+async fn grpc_health_over(
+    tls: Option<Arc<rustls::ServerConfig>>,
+    serving: Arc<AtomicU8>,
+) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
@@ -468,38 +522,52 @@ async fn grpc_health(serving: Arc<AtomicU8>) -> (SocketAddr, Arc<Mutex<Vec<Vec<u
     let seen = Arc::clone(&asked);
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let (serving, seen) = (Arc::clone(&serving), Arc::clone(&seen));
+            let (serving, seen, tls) = (Arc::clone(&serving), Arc::clone(&seen), tls.clone());
             tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(socket).await else {
-                    return;
-                };
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    let (serving, seen) = (Arc::clone(&serving), Arc::clone(&seen));
-                    tokio::spawn(async move {
-                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-                        assert_eq!(request.headers()["content-type"], "application/grpc");
-                        let mut body = request.into_body();
-                        let mut content = Vec::new();
-                        while let Some(Ok(data)) = body.data().await {
-                            content.extend_from_slice(&data);
+                match tls {
+                    None => grpc_health_on(socket, serving, seen).await,
+                    Some(tls) => {
+                        if let Ok(stream) = tokio_rustls::TlsAcceptor::from(tls).accept(socket).await {
+                            grpc_health_on(stream, serving, seen).await;
                         }
-                        seen.lock().push(content);
-                        let head = http::Response::builder().header("content-type", "application/grpc");
-                        let mut send = respond
-                            .send_response(head.body(()).expect("a head"), false)
-                            .expect("sent");
-                        let status = serving.load(Ordering::SeqCst);
-                        let message = bytes::Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
-                        send.send_data(message, false).expect("sent");
-                        let mut trailers = http::HeaderMap::new();
-                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-                        send.send_trailers(trailers).expect("sent");
-                    });
+                    }
                 }
             });
         }
     });
     (address, asked)
+}
+
+async fn grpc_health_on<I>(io: I, serving: Arc<AtomicU8>, seen: Arc<Mutex<Vec<Vec<u8>>>>)
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let Ok(mut connection) = h2::server::handshake(io).await else {
+        return;
+    };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let (serving, seen) = (Arc::clone(&serving), Arc::clone(&seen));
+        tokio::spawn(async move {
+            assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+            assert_eq!(request.headers()["content-type"], "application/grpc");
+            let mut body = request.into_body();
+            let mut content = Vec::new();
+            while let Some(Ok(data)) = body.data().await {
+                content.extend_from_slice(&data);
+            }
+            seen.lock().push(content);
+            let head = http::Response::builder().header("content-type", "application/grpc");
+            let mut send = respond
+                .send_response(head.body(()).expect("a head"), false)
+                .expect("sent");
+            let status = serving.load(Ordering::SeqCst);
+            let message = bytes::Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
+            send.send_data(message, false).expect("sent");
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            send.send_trailers(trailers).expect("sent");
+        });
+    }
 }
 
 #[tokio::test]
@@ -887,6 +955,59 @@ async fn heartbeats_need_their_token_where_there_is_one_and_it_opens_nothing_els
             .status,
         401
     );
+}
+
+#[tokio::test]
+async fn requests_that_stay_unanswered_are_silence_and_no_requests_are_none() {
+    let answers = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&answers);
+    let hangs = Upstream::each(move |mut peer| {
+        let told = Arc::clone(&told);
+        async move {
+            while let Some(request) = peer.request().await? {
+                if !told.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                peer.answer(&request, 200, "", b"ok").await?;
+            }
+            Ok(())
+        }
+    });
+    let alive = Upstream::named("alive");
+    let addresses = [alive.address(), hangs.address()];
+    let lines = |source: &str| {
+        format!(
+            "{IN_TURN}    outlier_detection: off\n    heartbeat: {{ source: {source}, interval: 100ms, acceptable_pause: 500ms }}\n"
+        )
+    };
+    let route = "    timeout: 200ms\n    retry: off\n    circuit_breaker: off\n";
+    let proxy = proxy(&with(route, &lines("traffic"), &addresses)).await;
+    let is_lost = || async {
+        ground(&endpoint(&proxy, hangs.address()).await, "heartbeat") == said("down", "heartbeat_lost")
+    };
+    for _ in 0..10 {
+        assert_eq!(get(proxy.web(), "/").await.status, 200);
+    }
+    answers.store(false, Ordering::SeqCst);
+    // Nobody asks: that is no silence of theirs.
+    let looked = Instant::now();
+    while looked.elapsed() < Duration::from_secs(2) {
+        assert_eq!(endpoint(&proxy, hangs.address()).await["state"], "available");
+    }
+    let stop = Arc::new(AtomicU8::new(0));
+    let (web, told) = (proxy.web(), Arc::clone(&stop));
+    let asking = background().spawn(async move {
+        while told.load(Ordering::SeqCst) == 0 {
+            get(web, "/").await;
+        }
+    });
+    eventually_async("who answers nothing is lost", is_lost).await;
+    assert_eq!(endpoint(&proxy, alive.address()).await["state"], "available");
+    // The control: it accepts connections, so by probes it lives.
+    proxy.reload(&with(route, &lines("probe"), &addresses)).await;
+    eventually_async("by probes it is alive", || async { !is_lost().await }).await;
+    stop.store(1, Ordering::SeqCst);
+    soon("the client", asking).await.expect("no panic");
 }
 
 #[tokio::test]

@@ -239,7 +239,9 @@ pub async fn serve<S: Service>(
                 timer.set(shared.tools.wheel.now().plus(GOAWAY_GRACE));
                 continue;
             }
-            if matches!(course, Course::Serving) && member.poll_draining(cx) {
+            // In critical danger clients are sent away: what they hold is what the process is short of.
+            let leaves = member.poll_draining(cx) || shared.tools.level().resets_streams();
+            if matches!(course, Course::Serving) && leaves {
                 course = Course::leave(&mut connection, shared.tools.wheel.now(), &timer);
                 continue;
             }
@@ -255,6 +257,7 @@ pub async fn serve<S: Service>(
                     }
                     Course::Leaving { .. } => timer.set(now.plus(GOAWAY_GRACE)),
                     Course::Serving => {
+                        let keep_alive = shared.tools.level().idle_timeout(keep_alive);
                         let old = old_at.is_some_and(|old| now >= old);
                         if old || (idle && now >= idle_since.plus(keep_alive)) {
                             course = Course::leave(&mut connection, now, &timer);
