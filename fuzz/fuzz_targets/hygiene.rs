@@ -43,7 +43,8 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         return;
     };
     let host = host.to_owned();
-    let asked = hygiene::upgrade_asked(&request.method, request.version, &headers);
+    let seen = hygiene::look(&headers);
+    let asked = hygiene::upgrade_asked(&request.method, request.version, &headers, seen);
     if let Some(protocol) = &asked {
         assert!(
             request.version == Version::HTTP_11 && request.headers.contains_key("upgrade"),
@@ -51,7 +52,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         );
     }
     let before = headers.clone();
-    hygiene::clean_request(&mut headers, Trust::Untrusted);
+    hygiene::clean_request(&mut headers, Trust::Untrusted, seen);
     trace::take(&mut headers);
     let hop = Hop::new([192, 0, 2, 1].into(), Scheme::Http, 80, Trust::Untrusted);
     let mut added = Added::new();
@@ -120,6 +121,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     }
     // Cleaned once is clean.
     let mut twice = headers.clone();
-    hygiene::clean_request(&mut twice, Trust::Untrusted);
+    let seen = hygiene::look(&twice);
+    hygiene::clean_request(&mut twice, Trust::Untrusted, seen);
     assert_eq!(twice, headers);
 });
