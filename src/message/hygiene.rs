@@ -509,6 +509,40 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_looked_up_only_if_it_was_seen_is_seen() {
+        use crate::message::reply::REJECTED;
+        use crate::message::{deadline, fail, grpc, trace};
+        let ours = Seen::OURS;
+        let looked_up = [
+            (REJECTED, ours),
+            (fail::FAIL, ours),
+            (deadline::DEADLINE, ours),
+            (HeaderName::from_static("x-bellwether-attempt"), ours),
+            (HeaderName::from_static("x-bellwether-priority"), ours),
+            (HeaderName::from_static("x-bellwether-debug"), ours),
+            (
+                HeaderName::from_static("x-envoy-immediate-health-check-fail"),
+                Seen::ENVOY,
+            ),
+            (
+                HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+                Seen::ENVOY,
+            ),
+            (grpc::GRPC_TIMEOUT, Seen::GRPC),
+            (HeaderName::from_static("grpc-status"), Seen::GRPC),
+            (trace::TRACEPARENT, Seen::TRACE),
+            (trace::TRACESTATE, Seen::TRACE),
+            (header::UPGRADE, Seen::HOP),
+        ];
+        for (name, seen) in looked_up {
+            let mut headers = fields(&[("host", "a"), ("accept", "*/*")]);
+            assert_eq!(look(&headers), Seen::default());
+            headers.insert(name.clone(), HeaderValue::from_static("1"));
+            assert!(look(&headers).any(seen), "{name}");
+        }
+    }
+
+    #[test]
     fn a_response_is_cleaned_too() {
         let mut headers = fields(&[
             ("connection", "close, x-hop"),
